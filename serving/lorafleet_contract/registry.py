@@ -1,0 +1,207 @@
+"""A client of MLflow's registry REST interface, in the standard library.
+
+The pod's image carries no MLflow, and importing MLflow's own client takes seconds, which a rollback
+cannot wait for. This client speaks the few calls that promotion needs; logging models and runs stays
+with MLflow's client. It knows nothing about adapters.
+
+Aliases stand on the registered model only: MLflow leaves them empty on versions found by search.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorafleet_contract.aliases import Stage
+from lorafleet_contract.exceptions import RegistryError, RegistryNotFound, RegistryUnavailable
+
+_API = "/api/2.0/mlflow/"
+_PAGE_SIZE = 1000
+
+
+@dataclass(frozen=True)
+class RegistryEndpoint:
+    """Where the registry is, and with which credentials it is asked."""
+
+    url: str
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    timeout_s: float = 10.0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Authorization header, if credentials are set."""
+        if self.token is not None:
+            return {"Authorization": f"Bearer {self.token}"}
+        if self.username is not None:
+            pair = f"{self.username}:{self.password or ''}".encode()
+            return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+        return {}
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """One registered model with its aliases (alias to version number) and tags."""
+
+    name: str
+    aliases: Mapping[str, int]
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version of a registered model. Times are unix milliseconds."""
+
+    name: str
+    version: int
+    stage: Stage
+    tags: Mapping[str, str]
+    source: str
+    run_id: str
+    status: str
+    created_at: int
+    updated_at: int
+
+
+class RegistryClient:
+    """Calls to one registry. Safe to share between threads: it holds no connection.
+
+    Every method raises `RegistryUnavailable` when the registry cannot be reached, `RegistryNotFound`
+    when what it names does not exist, and `RegistryError` for any other refusal.
+    """
+
+    def __init__(self, endpoint: RegistryEndpoint) -> None:
+        self._endpoint = endpoint
+        self._base = endpoint.url.rstrip("/") + _API
+
+    def search_models(self) -> list[RegisteredModel]:
+        """Every registered model, with aliases."""
+        return [_model(item) for item in self._pages("registered-models/search", "registered_models")]
+
+    def search_versions(self, name: str | None = None) -> list[ModelVersion]:
+        """Every version, of one model or of all, newest change first."""
+        query = {"order_by": "last_updated_timestamp DESC"}
+        if name is not None:
+            query["filter"] = f"name='{name}'"
+        return [_version(item) for item in self._pages("model-versions/search", "model_versions", query)]
+
+    def get_model(self, name: str) -> RegisteredModel:
+        """One registered model."""
+        return _model(self._call("GET", "registered-models/get", {"name": name})["registered_model"])
+
+    def get_version(self, name: str, version: int) -> ModelVersion:
+        """One version of a registered model."""
+        answer = self._call("GET", "model-versions/get", {"name": name, "version": str(version)})
+        return _version(answer["model_version"])
+
+    def get_artifact_address(self, name: str, version: int) -> str:
+        """Address of a version's artifacts, usually `s3://...`."""
+        answer = self._call("GET", "model-versions/get-download-uri", {"name": name, "version": str(version)})
+        return str(answer["artifact_uri"])
+
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Point an alias at a version, moving it if it points elsewhere."""
+        self._call("POST", "registered-models/alias", body={"name": name, "alias": alias, "version": str(version)})
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        """Remove an alias; it need not exist."""
+        self._call("DELETE", "registered-models/alias", body={"name": name, "alias": alias})
+
+    def set_model_tag(self, name: str, key: str, value: str) -> None:
+        """Set a tag of a registered model."""
+        self._call("POST", "registered-models/set-tag", body={"name": name, "key": key, "value": value})
+
+    def set_version_tag(self, name: str, version: int, key: str, value: str) -> None:
+        """Set a tag of a version."""
+        body = {"name": name, "version": str(version), "key": key, "value": value}
+        self._call("POST", "model-versions/set-tag", body=body)
+
+    def delete_version_tag(self, name: str, version: int, key: str) -> None:
+        """Remove a tag of a version."""
+        self._call("DELETE", "model-versions/delete-tag", body={"name": name, "version": str(version), "key": key})
+
+    def transition_stage(self, name: str, version: int, stage: Stage, *, archive_existing: bool = False) -> None:
+        """Move a version to a stage."""
+        body = {
+            "name": name,
+            "version": str(version),
+            "stage": stage.value,
+            "archive_existing_versions": archive_existing,
+        }
+        self._call("POST", "model-versions/transition-stage", body=body)
+
+    def _pages(self, path: str, key: str, query: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
+        token = ""
+        while True:
+            page = {**(query or {}), "max_results": str(_PAGE_SIZE)}
+            if token:
+                page["page_token"] = token
+            answer = self._call("GET", path, page)
+            yield from answer.get(key, [])
+            token = answer.get("next_page_token", "")
+            if not token:
+                return
+
+    def _call(
+        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        url = self._base + path + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **self._endpoint.headers}
+        request = urllib.request.Request(url, data=data, method=method, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self._endpoint.timeout_s) as response:
+                answer = json.load(response)
+        except urllib.error.HTTPError as error:
+            raise _refusal(error, f"{method} {path}") from error
+        except (OSError, ValueError) as error:
+            raise RegistryUnavailable(
+                f"registry {self._endpoint.url} does not answer ({error}): is MLflow running, "
+                "and is LORAFLEET_MLFLOW_URL right?"
+            ) from error
+        return dict(answer)
+
+
+def _refusal(error: urllib.error.HTTPError, call: str) -> RegistryError:
+    with error:
+        text = error.read().decode(errors="replace")
+    try:
+        answer = json.loads(text)
+        code, message = str(answer.get("error_code", error.code)), str(answer.get("message", text))
+    except (ValueError, AttributeError):
+        code, message = str(error.code), text[:200]
+    if code == "RESOURCE_DOES_NOT_EXIST" or error.code == 404:
+        return RegistryNotFound(message)
+    if error.code in (502, 503, 504):
+        return RegistryUnavailable(f"registry answered {error.code} to {call}: {message}")
+    return RegistryError(f"registry refused {call} with {code}: {message}")
+
+
+def _tags(item: Mapping[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in item.get("tags", [])}
+
+
+def _model(item: Mapping[str, Any]) -> RegisteredModel:
+    aliases = {entry["alias"]: int(entry["version"]) for entry in item.get("aliases", [])}
+    return RegisteredModel(name=item["name"], aliases=aliases, tags=_tags(item))
+
+
+def _version(item: Mapping[str, Any]) -> ModelVersion:
+    return ModelVersion(
+        name=item["name"],
+        version=int(item["version"]),
+        stage=Stage(item.get("current_stage") or Stage.NONE),
+        tags=_tags(item),
+        source=item.get("source", ""),
+        run_id=item.get("run_id", ""),
+        status=item.get("status", ""),
+        created_at=int(item.get("creation_timestamp", 0)),
+        updated_at=int(item.get("last_updated_timestamp", 0)),
+    )

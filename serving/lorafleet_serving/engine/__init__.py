@@ -1,0 +1,1 @@
+"""The serving engine: continuous batching of many adapters over one base model."""

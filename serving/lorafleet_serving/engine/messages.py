@@ -1,0 +1,105 @@
+"""Messages between the front process and the engine process.
+
+Each is a frozen dataclass; the pipe between the two processes is private to the pod and carries
+them pickled. The front sends commands, the engine answers with events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorafleet_serving.engine.request import GenerationRequest, TokenOutput
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Add a request to the batch."""
+
+    request: GenerationRequest
+
+
+@dataclass(frozen=True)
+class Abort:
+    """Stop a request and free what it holds; unknown ids are ignored, since the end may have crossed it."""
+
+    request_id: str
+
+
+@dataclass(frozen=True)
+class LoadAdapter:
+    """Map a verified adapter folder into host memory and make it usable under its digest."""
+
+    digest: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class UnloadAdapter:
+    """Drop an adapter from device and host once no request uses it."""
+
+    digest: str
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """Finish the running step and exit."""
+
+
+EngineCommand = Generate | Abort | LoadAdapter | UnloadAdapter | Shutdown
+
+
+@dataclass(frozen=True)
+class EngineReady:
+    """The engine has loaded its base model and takes requests."""
+
+    base_digest: str
+    num_kv_blocks: int
+    block_size: int
+    max_model_len: int
+    """Longest sequence, prompt and answer together, in tokens."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What one step produced."""
+
+    outputs: tuple[TokenOutput, ...]
+
+
+@dataclass(frozen=True)
+class AdapterLoaded:
+    """An adapter is in host memory and can be asked."""
+
+    digest: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class AdapterRefused:
+    """An adapter cannot be served: its contents are wrong or unsupported."""
+
+    digest: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class AdapterUnloaded:
+    """An adapter has left host and device."""
+
+    digest: str
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """State of the engine after a step, at most a few times a second."""
+
+    num_running: int
+    num_waiting: int
+    num_free_blocks: int
+    num_kv_blocks: int
+    device_adapters: tuple[str, ...]
+    host_adapters: tuple[str, ...]
+    num_steps: int
+
+
+EngineEvent = EngineReady | Tokens | AdapterLoaded | AdapterRefused | AdapterUnloaded | EngineStats

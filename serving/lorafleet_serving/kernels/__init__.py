@@ -1,0 +1,1 @@
+"""Operators: a torch reference of each, which is the CPU path, and the dispatch between forms."""
