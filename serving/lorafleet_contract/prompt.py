@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lorafleet_contract.exceptions import InvalidManifest, InvalidTemplate
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Environment, Template
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def render_template(template: str, values: Mapping[str, Any]) -> str:
     from jinja2 import TemplateError
 
     try:
-        return _environment().from_string(template).render(dict(values))
+        return _compiled(template).render(dict(values))
     except TemplateError as error:
         raise InvalidTemplate(f"template {template[:60]!r}: {error}") from error
 
@@ -98,6 +98,12 @@ def template_variables(template: str) -> tuple[str, ...]:
         return tuple(sorted(meta.find_undeclared_variables(_environment().parse(template))))
     except TemplateError as error:
         raise InvalidTemplate(f"template {template[:60]!r}: {error}") from error
+
+
+@lru_cache(maxsize=256)
+def _compiled(template: str) -> Template:
+    # Compiling takes a thousand times longer than rendering, and a dataset renders one template for every row.
+    return _environment().from_string(template)
 
 
 @lru_cache(maxsize=1)

@@ -34,16 +34,18 @@ class RegistryEndpoint:
     password: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
     timeout_s: float = 10.0
+    caller: Mapping[str, str] = field(default_factory=dict)
+    """Headers that tell the registry's audit log who calls."""
 
     @property
     def headers(self) -> dict[str, str]:
-        """Authorization header, if credentials are set."""
+        """Authorization header, if credentials are set, and the caller's."""
         if self.token is not None:
-            return {"Authorization": f"Bearer {self.token}"}
+            return {**self.caller, "Authorization": f"Bearer {self.token}"}
         if self.username is not None:
             pair = f"{self.username}:{self.password or ''}".encode()
-            return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
-        return {}
+            return {**self.caller, "Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+        return dict(self.caller)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,18 @@ ServingError
   + InvalidRequest       a request's field breaks a rule (also a ValueError)
   + UnsupportedModel     the base model's architecture or an option of it is not served
   + AdapterRefusal       an adapter's contents are wrong or not served
+      + AdapterTooLarge      an adapter does not fit into the memory that is left
+  + GenerationFailed     the engine gave up on a sequence
   + OutOfBlocks          the KV cache cannot hold a sequence even alone
+  + PromptTooLong        a prompt leaves no room for an answer in the model's context
+  + UnknownAdapter       a request names an adapter or version that the pod does not know
+  + AdapterWithdrawn     a request names a version that was withdrawn
+  + AdapterNotReady      a request names a version that is not loaded, or was refused
+  + Unauthorized         credentials are missing or wrong
+  + Forbidden            the caller may not do this, or it is switched off
+  + QueueFull            too many requests wait already
+  + PodUnavailable       the pod cannot answer now: draining, starting, or its engine is down
+  + FetchFailed          an adapter could not be downloaded, for a reason that may pass
 """
 
 from __future__ import annotations
@@ -35,5 +46,49 @@ class AdapterRefusal(ServingError):
     """Raised when an adapter's contents are wrong, hostile or unsupported."""
 
 
+class AdapterTooLarge(AdapterRefusal):
+    """Raised when an adapter does not fit into the memory that is left for adapters."""
+
+
+class GenerationFailed(ServingError):
+    """Raised when the engine gives up on a sequence, in an offline batch as in the pod."""
+
+
 class OutOfBlocks(ServingError):
     """Raised when the KV cache is too small for a sequence even when it runs alone."""
+
+
+class PromptTooLong(ServingError):
+    """Raised when a prompt leaves no room for an answer in the model's context."""
+
+
+class UnknownAdapter(ServingError):
+    """Raised when a request names an adapter, alias or version that the pod does not know."""
+
+
+class AdapterWithdrawn(ServingError):
+    """Raised when a request names a version that was withdrawn from service."""
+
+
+class AdapterNotReady(ServingError):
+    """Raised when a request names a version that is not loaded yet, or was refused; gives the reason."""
+
+
+class Unauthorized(ServingError):
+    """Raised when credentials are missing or wrong."""
+
+
+class Forbidden(ServingError):
+    """Raised when the caller may not do what it asks for, or the route is switched off."""
+
+
+class QueueFull(ServingError):
+    """Raised when as many requests wait as the pod lets wait."""
+
+
+class PodUnavailable(ServingError):
+    """Raised when the pod cannot answer now: it drains, starts, or its engine is down."""
+
+
+class FetchFailed(ServingError):
+    """Raised when an adapter could not be downloaded for a reason that may pass; worth another try."""

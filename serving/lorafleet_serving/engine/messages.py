@@ -60,6 +60,13 @@ class EngineReady:
 
 
 @dataclass(frozen=True)
+class EngineFailed:
+    """The base model cannot be served at all; the process ends."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Tokens:
     """What one step produced."""
 
@@ -102,4 +109,4 @@ class EngineStats:
     num_steps: int
 
 
-EngineEvent = EngineReady | Tokens | AdapterLoaded | AdapterRefused | AdapterUnloaded | EngineStats
+EngineEvent = EngineReady | EngineFailed | Tokens | AdapterLoaded | AdapterRefused | AdapterUnloaded | EngineStats

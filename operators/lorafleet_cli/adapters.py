@@ -1,0 +1,33 @@
+"""`lorafleet adapters`: what the registry wants and what the pods serve."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from lorafleet_cli.console import JsonOption, notes, print_json, print_table, results
+from lorafleet_contract.aliases import Alias
+from lorafleet_pipeline.registry.overview import AdapterOverview, fleet_overview
+from lorafleet_pipeline.settings import PlatformSettings
+
+_ALIASES = (Alias.CHAMPION, Alias.LIVE, Alias.PREVIOUS, Alias.CHALLENGER)
+
+
+def command(as_json: JsonOption = False) -> None:
+    """Show every adapter: its aliases, the champion's gate and state, and what each pod serves."""
+    overview = fleet_overview(PlatformSettings.load())
+    if as_json:
+        print_json(asdict(overview))
+        return
+    columns = ("adapter", "versions", *_ALIASES, "gate", "state", "served by pods")
+    print_table(None, columns, [_row(adapter) for adapter in overview.adapters])
+    for adapter in overview.adapters:
+        if adapter.error:
+            results.print(f"{adapter.name}: {adapter.error}", markup=False)
+    for error in overview.silent_pods.values():
+        notes.print(f"note: {error}", markup=False)
+
+
+def _row(adapter: AdapterOverview) -> tuple[object, ...]:
+    serving = ", ".join(sorted({"-" if version is None else str(version) for version in adapter.serving.values()}))
+    aliases = [adapter.aliases.get(alias) for alias in _ALIASES]
+    return (adapter.name, adapter.num_versions, *aliases, adapter.gate, adapter.state, serving)

@@ -1,0 +1,93 @@
+"""`lorafleet bench`: measure, peers and limits in the same run.
+
+The benchmarks stand in `tests/benchmarks` of a checkout; they are not shipped.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lorafleet_pipeline.exceptions import InvalidSetting
+from lorafleet_pipeline.settings import PlatformSettings
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+_MEASURED_VERSIONS = ("lorafleet", "torch", "transformers", "peft", "mlflow")
+
+command = typer.Typer(no_args_is_help=True, help="Measure, peers and limits in the same run.")
+
+
+@command.callback()
+def _group() -> None:
+    """Keeps `promotion` a subcommand while it is the only one."""
+
+
+@command.command()
+def promotion(
+    name: Annotated[str, typer.Argument(help="A registered adapter with a champion")] = "docstrings",
+    repeats: Annotated[int, typer.Option(min=1, help="Moves of each kind")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
+) -> None:
+    """From a change in the registry to the first token of the new version, on the running stack."""
+    settings = PlatformSettings.load()
+    notes = Console(stderr=True)
+    results = _benchmark("promotion").measure(settings, name, repeats, notes.print)
+    _show("promotion", results, as_json=as_json)
+
+
+def _benchmark(name: str) -> ModuleType:
+    if not (CHECKOUT / "tests" / "benchmarks" / f"{name}.py").is_file():
+        raise InvalidSetting(
+            f"{CHECKOUT} holds no tests/benchmarks/{name}.py: benchmarks run from a checkout of the project"
+        )
+    sys.path.insert(0, str(CHECKOUT))
+    return importlib.import_module(f"tests.benchmarks.{name}")
+
+
+def _show(name: str, results: dict[str, float], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({**_circumstances(), "benchmark": name, "results": results}, indent=2))
+        return
+    table = Table(title=f"bench {name}")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for key, value in results.items():
+        table.add_row(key, f"{value:.3f}")
+    Console().print(table)
+
+
+def _circumstances() -> dict[str, Any]:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, check=False
+    )
+    return {
+        "hardware": {
+            "machine": platform.machine(),
+            "cpu": _cpu(),
+            "load": Path("/proc/loadavg").read_text().split()[:3],
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _MEASURED_VERSIONS},
+        },
+        "commit": commit.stdout.strip(),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return f"{len(models)} x {models[0]}" if models else platform.processor()

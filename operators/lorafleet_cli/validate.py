@@ -1,0 +1,62 @@
+"""`lorafleet validate`: an adapter's dataset against its expectations, without Airflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorafleet_cli.console import JsonOption, make_progress, notes, print_json, print_table, results
+from lorafleet_pipeline.datasets.report import ValidationReport
+from lorafleet_pipeline.run_folder import RunFolder
+from lorafleet_pipeline.settings import PlatformSettings
+from lorafleet_pipeline.spec import load_spec
+
+
+def command(
+    spec_path: Annotated[Path, typer.Argument(metavar="SPEC", help="YAML file of the adapter.")],
+    run_key: Annotated[
+        str | None, typer.Option("--run", help="Key of the run whose folder is used. Default: from the spec's digest.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check an adapter's dataset against its expectations, and prepare it for training."""
+    spec = load_spec(spec_path)
+    settings = PlatformSettings.load(registry_required=False)
+    run = RunFolder.of(settings.work_dir, spec.name, run_key or f"local-{spec.spec_digest[7:19]}")
+    # Imported once the spec is known to be right: the suite's library takes seconds.
+    from lorafleet_pipeline.datasets.step import ValidationProgress, validate
+
+    with make_progress() as display:
+        task = display.add_task("validate", total=None)
+
+        def show(progress: ValidationProgress) -> None:
+            display.update(task, description=progress.stage, completed=progress.done, total=progress.total)
+
+        report = validate(spec, run, settings, show)
+    if as_json:
+        print_json(report.to_json())
+        return
+    _show(report)
+    notes.print(f"run folder: {run.path}")
+
+
+def _show(report: ValidationReport) -> None:
+    unit = "tokens" if report.lengths_exact else "estimated tokens"
+    print_table(
+        f"Dataset of {report.adapter}",
+        ("split", "rows", "examples", f"median {unit}", f"p95 {unit}", f"longest, {unit}"),
+        (
+            (split, summary.rows, summary.examples, summary.median, summary.p95, summary.longest)
+            for split, summary in report.splits.items()
+        ),
+    )
+    if report.findings:
+        print_table(
+            "Findings",
+            ("severity", "finding"),
+            ((finding.severity, finding.summary) for finding in report.findings),
+        )
+    results.print(f"{report.expectations} expectations, none critical failed; digest {report.digest}")
+    results.print(f"Data Docs: {report.docs_url}")

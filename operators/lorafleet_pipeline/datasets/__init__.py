@@ -1,0 +1,1 @@
+"""From rows at an address to validated, rendered examples in three splits."""

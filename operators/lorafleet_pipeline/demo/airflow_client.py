@@ -1,0 +1,99 @@
+"""The few calls to Airflow's REST interface that the demo needs: unpause, trigger, follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from lorafleet_pipeline.exceptions import DemoError
+
+_FINISHED = frozenset({"success", "failed"})
+_PAGE = 100
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """State of one task of a run. `state` is None before it is scheduled."""
+
+    task_id: str
+    state: str | None
+    try_number: int
+    duration_s: float | None
+
+
+@dataclass(frozen=True)
+class RunState:
+    """State of a DAG run with its tasks, in no particular order."""
+
+    state: str
+    tasks: tuple[TaskState, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended, well or not."""
+        return self.state in _FINISHED
+
+
+class AirflowClient:
+    """Calls to one Airflow api-server as one user.
+
+    Every method raises `DemoError` when Airflow does not answer or refuses.
+    """
+
+    def __init__(self, url: str, user: str, password: str) -> None:
+        self._url = url.rstrip("/")
+        self._http = httpx.Client(base_url=self._url, timeout=30.0)
+        answer = self._send("POST", "/auth/token", json={"username": user, "password": password})
+        self._http.headers["Authorization"] = f"Bearer {answer['access_token']}"
+
+    def has_dag(self, dag_id: str) -> bool:
+        """Whether the DAG has been parsed."""
+        response = self._http.get(f"/api/v2/dags/{dag_id}")
+        return response.status_code == httpx.codes.OK
+
+    def import_errors(self) -> list[str]:
+        """Import errors of the DAG folder, each with its file."""
+        answer = self._send("GET", "/api/v2/importErrors")
+        return [
+            f"{item['filename']}: {item['stack_trace'].strip().splitlines()[-1]}" for item in answer["import_errors"]
+        ]
+
+    def unpause(self, dag_id: str) -> None:
+        """Let the scheduler run the DAG."""
+        self._send("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
+
+    def trigger(self, dag_id: str, conf: Mapping[str, Any]) -> str:
+        """Start a run and return its id."""
+        body = {"logical_date": None, "conf": dict(conf)}
+        return str(self._send("POST", f"/api/v2/dags/{dag_id}/dagRuns", json=body)["dag_run_id"])
+
+    def run_state(self, dag_id: str, run_id: str) -> RunState:
+        """State of a run and of its tasks."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}"
+        run = self._send("GET", path)
+        tasks = self._send("GET", f"{path}/taskInstances", params={"limit": _PAGE})["task_instances"]
+        return RunState(run["state"], tuple(_task(item) for item in tasks))
+
+    def task_log(self, dag_id: str, run_id: str, task: TaskState) -> list[str]:
+        """Messages of a task's last try, oldest first."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task.task_id}/logs/{max(task.try_number, 1)}"
+        content = self._send("GET", path, params={"full_content": True}, headers={"Accept": "application/json"})[
+            "content"
+        ]
+        return [str(line.get("event", "")) if isinstance(line, Mapping) else str(line) for line in content]
+
+    def _send(self, method: str, path: str, **arguments: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **arguments)
+        except httpx.HTTPError as error:
+            raise DemoError(f"Airflow at {self._url} does not answer ({error}): see `lorafleet status`") from error
+        if response.is_error:
+            raise DemoError(f"Airflow refused {method} {path} with {response.status_code}: {response.text[:200]}")
+        return response.json()
+
+
+def _task(item: Mapping[str, Any]) -> TaskState:
+    return TaskState(item["task_id"], item["state"], item["try_number"], item["duration"])

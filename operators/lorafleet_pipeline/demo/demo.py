@@ -1,0 +1,185 @@
+"""The demo itself: stack, data, DAG run, figures, and the same prompt asked of base and champion."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lorafleet_contract.aliases import Alias
+from lorafleet_contract.manifest import GATE_REPORT_FILE, MANIFEST_FILE, AdapterManifest
+from lorafleet_contract.tags import Tag
+from lorafleet_pipeline.demo.airflow_client import AirflowClient, RunState
+from lorafleet_pipeline.demo.result import Address, Comparison, DemoResult
+from lorafleet_pipeline.demo.source import DemoSource, place_dataset
+from lorafleet_pipeline.exceptions import DemoError
+from lorafleet_pipeline.run_folder import RunFolder
+from lorafleet_pipeline.run_identity import dag_id, run_key
+from lorafleet_pipeline.settings import PlatformSettings
+from lorafleet_pipeline.spec import AdapterSpec
+from lorafleet_pipeline.stack.options import StackOptions
+from lorafleet_pipeline.stack.stack import OnProgress, Stack, StackStatus
+from lorafleet_pipeline.storage import Storage
+from lorafleet_serving.client import PodClient
+
+_POLL_S = 1.0
+_PARSE_LIMIT_S = 180.0
+
+
+class DemoScreen(Protocol):
+    """Where the demo shows what it does."""
+
+    @property
+    def stack_progress(self) -> OnProgress:
+        """Told of each change while the stack starts."""
+
+    def step(self, text: str) -> None:
+        """A new step begins."""
+
+    def dag_run(self, run: RunState, training: str | None) -> None:
+        """The DAG run as it is now, with the training's latest progress."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """How the demo runs."""
+
+    source: DemoSource
+    stack: StackOptions
+    home: Path | None = None
+    keep: bool = False
+    steps: int | None = None
+    """Training steps, instead of the spec's."""
+    force: bool = False
+    """Train again though neither spec nor data have changed."""
+
+
+def run_demo(options: DemoOptions, screen: DemoScreen) -> DemoResult:
+    """Run the demo.
+
+    Raises:
+        PipelineError: a component, the data or the DAG run failed; the message names it and the remedy.
+    """
+    began = time.monotonic()
+    stack = Stack(options.home)
+    was_up = stack.status().is_supervised
+    screen.step("starting S3, MLflow, Airflow and the pod")
+    status = stack.up(options.stack, screen.stack_progress)
+    try:
+        settings = PlatformSettings.load(environ={}, home=stack.home.folder)
+        screen.step("putting the dataset on S3")
+        spec = place_dataset(options.source, options.stack.dags_folder, settings)
+        _run_dag(spec, settings, _airflow(status), screen, options)
+        screen.step("asking base and champion over REST")
+        return _result(spec, settings, status, seconds=time.monotonic() - began, kept=options.keep or was_up)
+    finally:
+        if not (options.keep or was_up):
+            screen.step("stopping the stack")
+            stack.down()
+
+
+def _airflow(status: StackStatus) -> AirflowClient:
+    assert status.urls.airflow is not None, "the demo starts Airflow"
+    assert status.airflow_user is not None
+    assert status.airflow_password is not None
+    return AirflowClient(status.urls.airflow, status.airflow_user, status.airflow_password)
+
+
+def _run_dag(
+    spec: AdapterSpec, settings: PlatformSettings, airflow: AirflowClient, screen: DemoScreen, options: DemoOptions
+) -> None:
+    """Trigger the adapter's DAG and follow it to its end."""
+    dag = dag_id(spec.name)
+    screen.step(f"waiting for Airflow to read the DAG {dag}")
+    _await_dag(airflow, dag)
+    airflow.unpause(dag)
+    run_id = airflow.trigger(dag, {"force": options.force, "steps": options.steps})
+    screen.step(f"running {dag}: validate, train, evaluate, register, promote")
+    folder = RunFolder.of(settings.work_dir, spec.name, run_key(dag, run_id))
+    while not (run := airflow.run_state(dag, run_id)).finished:
+        screen.dag_run(run, _training_progress(folder))
+        time.sleep(_POLL_S)
+    screen.dag_run(run, None)
+    if run.state != "success":
+        raise DemoError(_cause(airflow, dag, run_id, run))
+
+
+def _await_dag(airflow: AirflowClient, dag: str) -> None:
+    deadline = time.monotonic() + _PARSE_LIMIT_S
+    while not airflow.has_dag(dag):
+        if time.monotonic() > deadline:
+            errors = airflow.import_errors()
+            raise DemoError(
+                f"Airflow has not read the DAG {dag} in {_PARSE_LIMIT_S:.0f} s: {errors or 'no import error'}"
+            )
+        time.sleep(_POLL_S)
+
+
+def _training_progress(folder: RunFolder) -> str | None:
+    from lorafleet_pipeline.training.job import TrainingJob
+
+    progress = TrainingJob(folder).progress()
+    return None if progress is None else str(progress)
+
+
+def _cause(airflow: AirflowClient, dag: str, run_id: str, run: RunState) -> str:
+    failed = [task for task in run.tasks if task.state == "failed"]
+    if not failed:
+        return f"run {run_id} of {dag} ended as {run.state}"
+    lines = [line for line in airflow.task_log(dag, run_id, failed[0]) if line.strip()]
+    return f"task {failed[0].task_id} of {dag} failed: {lines[-1] if lines else 'no log'}"
+
+
+def _result(
+    spec: AdapterSpec, settings: PlatformSettings, status: StackStatus, *, seconds: float, kept: bool
+) -> DemoResult:
+    """The figures of the version that is live now, read from where MLflow keeps them."""
+    registry = settings.registry()
+    aliases = registry.get_model(spec.name).aliases
+    if Alias.CHAMPION not in aliases:
+        raise DemoError(f"{spec.name} has no champion: see `lorafleet history {spec.name}`")
+    version = aliases[Alias.CHAMPION]
+    address = registry.get_artifact_address(spec.name, version)
+    storage = Storage(settings.s3)
+    report = json.loads(storage.read_bytes(f"{address}/{GATE_REPORT_FILE}"))
+    manifest = AdapterManifest.from_json(json.loads(storage.read_bytes(f"{address}/{MANIFEST_FILE}")))
+    return DemoResult(
+        name=spec.name,
+        metric=report["metric"],
+        base=report["base"],
+        adapter=report["candidate"],
+        lift=report["lift"],
+        interval=(report["interval"][0], report["interval"][1]),
+        rows=report["rows"],
+        version=version,
+        digest=registry.get_version(spec.name, version).tags[Tag.LORA_DIGEST],
+        uri=address,
+        seconds=seconds,
+        comparison=_compare(manifest, settings),
+        addresses=_addresses(status),
+        stack_kept=kept,
+    )
+
+
+def _compare(manifest: AdapterManifest, settings: PlatformSettings) -> Comparison:
+    block = manifest.prompt
+    variables = block.examples[0]
+    prompt = block.render(variables)
+    asked: dict[str, Any] = {"max_tokens": block.max_new_tokens, "stop": list(block.stop)}
+    with PodClient(settings.pods[0]) as client:
+        base = client.complete(prompt=prompt, **asked)
+        champion = client.complete(model=manifest.name, variables=variables, **asked)
+    return Comparison(prompt=prompt, base=base.text.strip(), champion=champion.text.strip())
+
+
+def _addresses(status: StackStatus) -> tuple[Address, ...]:
+    login = f"user {status.airflow_user}, password {status.airflow_password}"
+    urls = status.urls
+    known = (
+        ("Airflow", urls.airflow, login),
+        ("MLflow", urls.mlflow, None),
+        ("Pod", urls.pod and f"{urls.pod}/docs", None),
+    )
+    return tuple(Address(name, url, note) for name, url, note in known if url)

@@ -1,0 +1,85 @@
+"""Writes the audit log in the background: a slow or absent S3 must not hold up a promotion.
+
+Entries wait in memory until they are written. The controller remembers what it observed in the registry
+only after that, so that a crash before loses no change, only the steps between.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from lorafleet_pipeline.exceptions import StorageError
+from lorafleet_pipeline.registry.audit import AuditEntry, AuditLog
+
+_logger = logging.getLogger(__name__)
+
+_FIRST_RETRY_S = 0.5
+_LAST_RETRY_S = 30.0
+
+
+class AuditWriter:
+    """A thread that appends entries in order, trying again until each is written."""
+
+    def __init__(self, log: AuditLog) -> None:
+        self._log = log
+        self._waiting: deque[tuple[AuditEntry, Callable[[str], None]]] = deque()
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the entry that is being written."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+
+    def add(self, entries: Iterable[AuditEntry], on_written: Callable[[str], None]) -> None:
+        """Take entries; `on_written` is told the adapter once its last waiting entry is written."""
+        with self._changed:
+            self._waiting.extend((entry, on_written) for entry in entries)
+            self._changed.notify()
+
+    def is_pending(self, adapter: str) -> bool:
+        """Whether entries of an adapter wait to be written."""
+        with self._changed:
+            return any(entry.adapter == adapter for entry, _ in self._waiting)
+
+    def flush(self) -> None:
+        """Write what waits, in this thread; only where the writer was not started.
+
+        Raises:
+            StorageError: an entry could not be written; it and the rest go on waiting.
+        """
+        while self._waiting:
+            self._write_first()
+
+    def _run(self) -> None:
+        retry_s = _FIRST_RETRY_S
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._stopped)
+                if self._stopped:
+                    return
+            try:
+                self._write_first()
+                retry_s = _FIRST_RETRY_S
+            except StorageError as error:
+                _logger.warning("the audit log cannot be written, trying again in %.0f s: %s", retry_s, error)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopped, timeout=retry_s)
+                retry_s = min(retry_s * 2, _LAST_RETRY_S)
+
+    def _write_first(self) -> None:
+        entry, on_written = self._waiting[0]
+        self._log.append(entry)
+        with self._changed:
+            self._waiting.popleft()
+        if not self.is_pending(entry.adapter):
+            on_written(entry.adapter)

@@ -1,0 +1,233 @@
+"""The controller: the one writer of `live`, `previous`, mirrored stages, `serve.*` tags and the audit log.
+
+It runs in exactly one place: inside the MLflow server, where every change is announced to it at once, or
+as a process of its own beside a managed server, where it looks every few seconds. What it does is the
+same: look at the registry, decide, write. All of it can be repeated at any time.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Iterable
+
+from lorafleet_contract.aliases import STAGE_ALIASES
+from lorafleet_contract.exceptions import RegistryError, RegistryNotFound, RegistryUnavailable
+from lorafleet_contract.tags import Tag
+from lorafleet_pipeline.registry.actor import controller_registry
+from lorafleet_pipeline.registry.audit import AuditLog
+from lorafleet_pipeline.registry.audit_writer import AuditWriter
+from lorafleet_pipeline.registry.change import Change, StageChange
+from lorafleet_pipeline.registry.decision import Action, Decision, SetAlias, SetStage, SetTag, decide, is_explained
+from lorafleet_pipeline.registry.inbox import Inbox
+from lorafleet_pipeline.registry.observed import Observed
+from lorafleet_pipeline.registry.pods import Pods
+from lorafleet_pipeline.registry.snapshot import AdapterSnapshot, read_adapter, read_fleet
+from lorafleet_pipeline.registry.sole_instance import sole_instance
+from lorafleet_pipeline.settings import PlatformSettings
+from lorafleet_pipeline.storage import Storage
+
+_logger = logging.getLogger(__name__)
+
+_JITTER = 0.2
+_STOP_CHECK_S = 0.2
+_DOUBT_S = 0.3
+"""How long an unexplained difference may wait for the announcement that explains it."""
+_DOUBT_CHECK_S = 0.02
+_RETRY_S = 0.5
+_PATIENCE_S = 5.0
+"""How long the registry may be away before it is worth a line in the log."""
+
+LOCK_FILE = "controller.lock"
+DEFAULT_INTERVAL_S = 2.0
+
+
+class Controller:
+    """One loop over the registry. `announced` says whether changes are announced to it as they are made."""
+
+    def __init__(
+        self,
+        settings: PlatformSettings,
+        *,
+        interval_s: float,
+        announced: bool,
+    ) -> None:
+        self._client = controller_registry(settings)
+        self._audit = AuditWriter(AuditLog(Storage(settings.s3), settings.audit_url))
+        self._lock_path = settings.home / LOCK_FILE
+        self._interval_s = interval_s
+        self._announced = announced
+        self._inbox = Inbox()
+        self._pods = Pods(settings, self._inbox.look)
+        self._memory: dict[str, Observed] = {}
+        self._changes: dict[str, list[Change]] = {}
+        self._doubts: dict[str, float] = {}
+        """Adapters that differ without an explanation yet, and since when."""
+        self._failed: set[str] = set()
+        self._away_since: float | None = None
+        self._told_away = False
+
+    def announce(self, name: str, change: Change | None) -> None:
+        """Take note of a change that was just made; None where only the adapter is known. Any thread."""
+        # A stage means nothing to pods until it is mapped to an alias, but for one that withdraws or restores.
+        if not (isinstance(change, StageChange) and change.stage in STAGE_ALIASES):
+            self._pods.nudge(name)
+        self._inbox.announce(name, change)
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until told to stop; of several processes with one home, all but one wait."""
+        with sole_instance(self._lock_path, stop) as alone:
+            if alone:
+                self._run(stop)
+            else:
+                self.close()
+
+    def _run(self, stop: threading.Event) -> None:
+        self._pods.start()
+        self._audit.start()
+        due = time.monotonic()
+        try:
+            while not stop.is_set():
+                names = self._next(due - time.monotonic())
+                if time.monotonic() >= due:
+                    names = None
+                if names is None or names:
+                    self._try(names)
+                if names is None:
+                    pause_s = self._interval_s * random.uniform(1 - _JITTER, 1 + _JITTER)
+                    due = time.monotonic() + (pause_s if self._away_since is None else min(pause_s, _RETRY_S))
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop watching the pods and writing the audit log."""
+        self._pods.stop()
+        self._audit.stop()
+
+    def run_once(self) -> int:
+        """Ask the pods, look at every adapter and write the audit log; returns the number of writes made."""
+        self._pods.ask()
+        self._next(0.0)
+        writes = self._look(None)
+        self._audit.flush()
+        return writes + self._look(None)
+
+    def _next(self, limit_s: float) -> frozenset[str] | None:
+        """Adapters to look at now; None for all, empty for none."""
+        if self._doubts:
+            limit_s = min(limit_s, _DOUBT_CHECK_S)
+        post = self._inbox.take(max(0.0, min(limit_s, _STOP_CHECK_S)))
+        for name, change in post.changes:
+            self._changes.setdefault(name, []).append(change)
+        return None if post.names is None else post.names | self._doubts.keys() | self._failed
+
+    def _try(self, names: frozenset[str] | None) -> None:
+        try:
+            self._look(names)
+        except RegistryUnavailable as error:
+            self._failed |= names or set()
+            self._note_absence(str(error))
+            time.sleep(_DOUBT_CHECK_S)
+        except Exception:
+            # The loop must outlive any one failure: nobody else moves `live`.
+            _logger.exception("the controller could not complete a look at the registry")
+            self._failed |= names or set()
+        else:
+            if self._told_away:
+                _logger.info("the registry answers again")
+            self._away_since, self._told_away = None, False
+
+    def _note_absence(self, reason: str) -> None:
+        now = time.monotonic()
+        self._away_since = self._away_since or now
+        # Inside the MLflow server the controller is up first, and waits a moment as a matter of course.
+        if now - self._away_since > _PATIENCE_S and not self._told_away:
+            _logger.warning("the controller waits: %s", reason)
+            self._told_away = True
+
+    def _look(self, names: Iterable[str] | None) -> int:
+        if names is None:
+            return sum(self._settle(snapshot) for snapshot in read_fleet(self._client))
+        writes = 0
+        for name in sorted(names):
+            snapshot = read_adapter(self._client, name)
+            if snapshot is not None:
+                writes += self._settle(snapshot)
+            else:
+                self._forget(name)
+        return writes
+
+    def _settle(self, snapshot: AdapterSnapshot) -> int:
+        """Bring one adapter in order; returns the number of writes made."""
+        name = snapshot.name
+        changes = tuple(self._changes.get(name, ()))
+        observed = self._memory.get(name, snapshot.observed)
+        if self._announced and not is_explained(snapshot, observed, changes):
+            since = self._doubts.setdefault(name, time.monotonic())
+            if time.monotonic() < since + _DOUBT_S:
+                return 0
+        decision = decide(snapshot, observed, self._pods.states, changes, now=time.time())
+        try:
+            self._carry_out(name, decision, announced=bool(changes))
+        except RegistryUnavailable:
+            raise
+        except RegistryError as error:
+            # One adapter that the registry refuses must not keep the others waiting.
+            _logger.error("%s could not be brought in order: %s", name, error)
+            self._failed.add(name)
+            return 0
+        self._forget(name)
+        self._memory[name] = decision.observed
+        return len(decision.actions) + self._remember(snapshot, decision)
+
+    def _carry_out(self, name: str, decision: Decision, *, announced: bool) -> None:
+        moves = [action for action in decision.actions if not isinstance(action, SetTag)]
+        for action in moves:
+            self._apply(name, action)
+        if moves or (decision.entries and not announced):
+            self._pods.nudge(name)
+        for tag in decision.actions:
+            if isinstance(tag, SetTag):
+                self._apply(name, tag)
+
+    def _apply(self, name: str, action: Action) -> None:
+        try:
+            match action:
+                case SetAlias(alias=alias, version=None):
+                    self._client.delete_alias(name, alias)
+                case SetAlias(alias=alias, version=int(version)):
+                    self._client.set_alias(name, alias, version)
+                case SetStage(version=version, stage=stage):
+                    self._client.transition_stage(name, version, stage)
+                case SetTag(version=version, key=key, value=None):
+                    self._client.delete_version_tag(name, version, key)
+                case SetTag(version=version, key=key, value=str(value)):
+                    self._client.set_version_tag(name, version, key, value)
+        except RegistryNotFound as error:
+            # Someone deleted the version since the look; the next look sees that it is gone.
+            _logger.info("%s of %s came too late: %s", action, name, error)
+
+    def _remember(self, snapshot: AdapterSnapshot, decision: Decision) -> int:
+        """Keep the journal, and after it what was observed: a crash in between repeats, and loses nothing."""
+        name = snapshot.name
+        for entry in decision.entries:
+            by = f" by {entry.who}" if entry.who else ""
+            _logger.info("%s: %s %s -> %s (%s%s)", name, entry.what, entry.before, entry.after, entry.how, by)
+        if decision.entries:
+            self._audit.add(decision.entries, lambda adapter: self._inbox.look({adapter}))
+        if self._audit.is_pending(name) or snapshot.observed == decision.observed:
+            return 0
+        self._client.set_model_tag(name, Tag.CONTROLLER_OBSERVED, decision.observed.to_tag())
+        return 1
+
+    def _forget(self, name: str) -> None:
+        self._failed.discard(name)
+        for known in (self._memory, self._changes, self._doubts):
+            known.pop(name, None)
+
+
+def run(settings: PlatformSettings, stop: threading.Event, *, interval_s: float = DEFAULT_INTERVAL_S) -> None:
+    """Run the controller beside a managed MLflow, where it finds changes by looking, until told to stop."""
+    Controller(settings, interval_s=interval_s, announced=False).run(stop)

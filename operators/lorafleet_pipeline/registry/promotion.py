@@ -1,0 +1,160 @@
+"""Promotion and rollback: one alias moves, and every pod is seen to follow.
+
+Loads neither MLflow nor boto3 unless a gate report must be read: a rollback has no second to spare.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from lorafleet_contract.aliases import CONTROLLER_ALIASES, Alias
+from lorafleet_contract.exceptions import RegistryNotFound, SignatureInvalid
+from lorafleet_contract.manifest import GATE_REPORT_FILE
+from lorafleet_contract.registry import ModelVersion, RegistryClient
+from lorafleet_contract.states import GateStatus
+from lorafleet_contract.tags import Tag
+from lorafleet_pipeline.exceptions import GateRefused, PromotionError
+from lorafleet_pipeline.registry.actor import Actor, registry_as
+from lorafleet_pipeline.registry.gate_report import GateReport
+from lorafleet_pipeline.registry.takeover import Takeover
+from lorafleet_pipeline.settings import PlatformSettings
+from lorafleet_pipeline.storage import Storage
+
+OnProgress = Callable[[Mapping[str, str]], None]
+"""Told, while pods are waited for, the state of each by its address."""
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """An alias that was moved, and the pods that followed it; none where no pod serves the base."""
+
+    name: str
+    version: int
+    alias: str
+    digest: str
+    before: int | None
+    pods: tuple[str, ...]
+    seconds: float
+
+
+def promote(
+    name: str,
+    version: int,
+    settings: PlatformSettings,
+    *,
+    alias: str = Alias.CHAMPION,
+    wait_s: float = 60.0,
+    on_progress: OnProgress | None = None,
+    waive: str | None = None,
+    actor: Actor | None = None,
+) -> Promotion:
+    """Point an alias at a version and wait until every pod has taken it.
+
+    `waive` gives the reason for serving a version whose gate failed. A version that a pod refuses keeps the
+    alias; the pods go on serving `live`.
+
+    Raises:
+        PromotionError: there is no such version, the alias is the controller's, or a pod refuses.
+        GateRefused: the gate did not pass.
+        PromotionTimeout: a pod did not take it in time.
+    """
+    if alias in CONTROLLER_ALIASES:
+        raise PromotionError(f"alias {alias!r} is moved by the controller alone: promote to 'champion' instead")
+    actor = actor or Actor.person()
+    registry = registry_as(settings, actor)
+    item = _version(registry, name, version)
+    _check_gate(registry, item, settings, waive, actor)
+    return _move(registry, item, alias, settings, wait_s, on_progress)
+
+
+def rollback(
+    name: str,
+    settings: PlatformSettings,
+    *,
+    to: int | None = None,
+    wait_s: float = 60.0,
+    on_progress: OnProgress | None = None,
+    actor: Actor | None = None,
+) -> Promotion:
+    """Point `champion` back: at `live` where the champion was never taken by every pod, else at `previous`.
+
+    Raises:
+        PromotionError: there is nothing to go back to, or a pod refuses it.
+        PromotionTimeout: a pod did not take it in time.
+    """
+    registry = registry_as(settings, actor or Actor.person())
+    aliases = _aliases(registry, name)
+    champion, live = aliases.get(Alias.CHAMPION), aliases.get(Alias.LIVE)
+    version = to or (live if live != champion else None) or aliases.get(Alias.PREVIOUS)
+    if version is None:
+        raise PromotionError(
+            f"{name} has no previous version: name one with --to, see `lorafleet history {name}` for versions"
+        )
+    return _move(registry, _version(registry, name, version), Alias.CHAMPION, settings, wait_s, on_progress)
+
+
+def _move(
+    registry: RegistryClient,
+    item: ModelVersion,
+    alias: str,
+    settings: PlatformSettings,
+    wait_s: float,
+    on_progress: OnProgress | None,
+) -> Promotion:
+    began = time.monotonic()
+    before = _aliases(registry, item.name).get(alias)
+    with Takeover(item, alias, settings) as takeover:
+        if before != item.version:
+            registry.set_alias(item.name, alias, item.version)
+        pods = takeover.wait(wait_s, on_progress)
+    digest = item.tags.get(Tag.LORA_DIGEST, "")
+    return Promotion(item.name, item.version, alias, digest, before, pods, time.monotonic() - began)
+
+
+def _aliases(registry: RegistryClient, name: str) -> Mapping[str, int]:
+    try:
+        return registry.get_model(name).aliases
+    except RegistryNotFound as error:
+        raise PromotionError(f"there is no adapter {name!r}: see `lorafleet adapters`") from error
+
+
+def _version(registry: RegistryClient, name: str, version: int) -> ModelVersion:
+    try:
+        item = registry.get_version(name, version)
+    except RegistryNotFound as error:
+        raise PromotionError(f"there is no version {version} of {name!r}: see `lorafleet adapters`") from error
+    if Tag.LORA_DIGEST not in item.tags:
+        raise PromotionError(f"version {version} of {name!r} is no adapter: it has no tag {Tag.LORA_DIGEST}")
+    return item
+
+
+def _check_gate(
+    registry: RegistryClient, item: ModelVersion, settings: PlatformSettings, waive: str | None, actor: Actor
+) -> None:
+    storage = Storage(settings.s3)
+    address = f"{registry.get_artifact_address(item.name, item.version)}/{GATE_REPORT_FILE}"
+    try:
+        report = GateReport.read(storage.read_bytes(address), settings.require_gate_key())
+    except SignatureInvalid as error:
+        raise GateRefused(f"version {item.version} of {item.name}: {error}") from error
+    if report.digest != item.tags[Tag.LORA_DIGEST]:
+        raise GateRefused(
+            f"version {item.version} of {item.name}: the gate report is about {report.digest}, the version is "
+            f"{item.tags[Tag.LORA_DIGEST]}: evaluate and register it again"
+        )
+    if report.status.servable:
+        return
+    if not waive:
+        checks = "; ".join(report.failed_checks) or report.reason
+        raise GateRefused(
+            f"the gate of version {item.version} of {item.name} failed: {checks}; train a better one, or "
+            "--waive REASON to serve it all the same"
+        )
+    waived = report.waive(waive, actor.who or "unknown", settings.require_gate_key())
+    storage.write_bytes(address, waived.to_bytes())
+    # Tags after the report: pods look again when a tag changes.
+    tags = {Tag.GATE_WAIVED_BY: waived.waived_by or "", Tag.GATE_REASON: waive, Tag.GATE_STATUS: GateStatus.WAIVED}
+    for key, value in tags.items():
+        registry.set_version_tag(item.name, item.version, key, value)

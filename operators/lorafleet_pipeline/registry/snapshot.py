@@ -1,0 +1,99 @@
+"""One look at the registry: aliases, stages and tags of an adapter as they are now.
+
+Models without an adapter version (other people's models, prompts) are left out: the controller must
+never touch them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lorafleet_contract.aliases import Stage
+from lorafleet_contract.exceptions import InvalidName, RegistryNotFound
+from lorafleet_contract.names import check_adapter_name
+from lorafleet_contract.registry import ModelVersion, RegisteredModel, RegistryClient
+from lorafleet_contract.tags import Tag
+from lorafleet_pipeline.registry.observed import Observed
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VersionSnapshot:
+    """One version as the registry has it. `updated_at` (unix ms) moves with the stage, not with tags."""
+
+    version: int
+    stage: Stage
+    updated_at: int
+    tags: Mapping[str, str]
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the adapter."""
+        return self.tags.get(Tag.LORA_DIGEST)
+
+    @property
+    def base_digest(self) -> str | None:
+        """Digest of the base it belongs to."""
+        return self.tags.get(Tag.LORA_BASE_DIGEST)
+
+
+@dataclass(frozen=True)
+class AdapterSnapshot:
+    """One adapter as the registry has it."""
+
+    name: str
+    aliases: Mapping[str, int]
+    versions: Mapping[int, VersionSnapshot]
+    observed: Observed | None = None
+
+    @property
+    def stages(self) -> dict[int, Stage]:
+        """Stages other than `None`, by version."""
+        return {item.version: item.stage for item in self.versions.values() if item.stage is not Stage.NONE}
+
+
+def read_adapter(client: RegistryClient, name: str) -> AdapterSnapshot | None:
+    """Look at one adapter; None where there is none of that name."""
+    try:
+        # The model first: an alias of a version registered in between is then seen at the next look.
+        model = client.get_model(name)
+    except RegistryNotFound:
+        return None
+    return _snapshot(model, client.search_versions(name))
+
+
+def read_fleet(client: RegistryClient) -> list[AdapterSnapshot]:
+    """Look at every adapter."""
+    models = client.search_models()
+    versions: dict[str, list[ModelVersion]] = {}
+    for item in client.search_versions():
+        versions.setdefault(item.name, []).append(item)
+    found = (_snapshot(model, versions.get(model.name, ())) for model in models)
+    return [snapshot for snapshot in found if snapshot is not None]
+
+
+def _snapshot(model: RegisteredModel, versions: Iterable[ModelVersion]) -> AdapterSnapshot | None:
+    held = {item.version: VersionSnapshot(item.version, item.stage, item.updated_at, item.tags) for item in versions}
+    if not any(item.digest for item in held.values()):
+        return None
+    try:
+        check_adapter_name(model.name)
+    except InvalidName as error:
+        _logger.warning("registered model ignored: %s", error)
+        return None
+    aliases = {alias: number for alias, number in model.aliases.items() if number in held}
+    return AdapterSnapshot(model.name, aliases, held, _observed(model))
+
+
+def _observed(model: RegisteredModel) -> Observed | None:
+    text = model.tags.get(Tag.CONTROLLER_OBSERVED)
+    if text is None:
+        return None
+    try:
+        return Observed.from_tag(text)
+    except ValueError as error:
+        _logger.warning("%s of %s is not readable (%s): starting afresh", Tag.CONTROLLER_OBSERVED, model.name, error)
+        return None

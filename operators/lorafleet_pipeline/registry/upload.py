@@ -1,0 +1,166 @@
+"""Puts a version's files on S3 through a logged model of MLflow, and creates the version last."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lorafleet_contract.digest import files_digest
+from lorafleet_contract.tags import Tag
+from lorafleet_pipeline.exceptions import PipelineError, RegistrationError
+from lorafleet_pipeline.registry.flavour import FILES, save_model
+from lorafleet_pipeline.registry.model_card import write_model_card
+from lorafleet_pipeline.registry.prepared_version import PreparedVersion
+from lorafleet_pipeline.settings import PlatformSettings
+from lorafleet_pipeline.storage import Storage, is_s3
+
+_logger = logging.getLogger(__name__)
+
+MODEL_TYPE = "lora-adapter"
+
+
+class VersionUpload:
+    """One version on its way into the registry."""
+
+    def __init__(self, prepared: PreparedVersion, settings: PlatformSettings) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow import MlflowClient
+
+        self._prepared = prepared
+        self._storage = Storage(settings.s3)
+        self._mlflow = MlflowClient(settings.mlflow_url)
+        self._name = prepared.manifest.name
+
+    def publish(self) -> int:
+        """Upload, check, and create the version; returns its number.
+
+        Raises:
+            RegistrationError: MLflow refused, or a file did not arrive; nothing is left behind.
+            StorageError: S3 refused or is away; nothing is left behind.
+        """
+        from mlflow.exceptions import MlflowException
+
+        model = None
+        try:
+            model = self._logged_model()
+            self._put_files(model)
+            self._mlflow.finalize_logged_model(model.model_id, "READY")
+            return self._create_version(model)
+        except MlflowException as error:
+            self._discard(model)
+            raise RegistrationError(f"{self._name} could not be registered: {_first_line(error)}") from error
+        except (PipelineError, OSError):
+            self._discard(model)
+            raise
+
+    def _logged_model(self) -> Any:
+        """The logged model that an earlier try of this run left, or a new one."""
+        prepared = self._prepared
+        experiment = self._experiment()
+        wanted = (
+            f"tags.`{Tag.RUN_KEY}` = '{prepared.run_key}' AND tags.`{Tag.LORA_DIGEST}` = '{prepared.manifest.digest}'"
+        )
+        left = self._mlflow.search_logged_models([experiment], filter_string=wanted, max_results=1)
+        if left:
+            _logger.info("going on with logged model %s, which an earlier try left", left[0].model_id)
+            return left[0]
+        return self._mlflow.create_logged_model(
+            experiment,
+            name=self._name,
+            source_run_id=prepared.mlflow_run_id,
+            tags={Tag.RUN_KEY.value: prepared.run_key, Tag.LORA_DIGEST.value: prepared.manifest.digest},
+            params={"rank": str(prepared.manifest.rank), "alpha": f"{prepared.manifest.alpha:g}"},
+            model_type=MODEL_TYPE,
+        )
+
+    def _experiment(self) -> str:
+        if self._prepared.mlflow_run_id is not None:
+            return str(self._mlflow.get_run(self._prepared.mlflow_run_id).info.experiment_id)
+        from lorafleet_pipeline.training.tracking import experiment_name
+
+        known = self._mlflow.get_experiment_by_name(experiment_name(self._name))
+        return str(known.experiment_id if known else self._mlflow.create_experiment(experiment_name(self._name)))
+
+    def _put_files(self, model: Any) -> None:
+        from mlflow.models import Model
+
+        prepared, location = self._prepared, str(model.artifact_location)
+        if not is_s3(location):
+            raise RegistrationError(
+                f"the registry keeps artifacts at {location}, which pods cannot read: start MLflow with "
+                "--default-artifact-root s3://BUCKET/PATH --no-serve-artifacts"
+            )
+        with tempfile.TemporaryDirectory(prefix="lorafleet-register-") as scratch:
+            sent, received = Path(scratch) / "sent", Path(scratch) / "received"
+            mlflow_model = Model(
+                artifact_path=location,
+                model_uuid=model.model_id,
+                model_id=model.model_id,
+                run_id=prepared.mlflow_run_id,
+            )
+            save_model(sent, mlflow_model, prepared.files, write_model_card(prepared.manifest, prepared.gate))
+            self._storage.upload_folder(sent, location)
+            for name in FILES:
+                self._storage.download(f"{location}/{name}", received / name)
+                if files_digest(sent, [name]) != files_digest(received, [name]):
+                    raise RegistrationError(f"{location}/{name} is not what was sent: check the storage and try again")
+
+    def _create_version(self, model: Any) -> int:
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.exceptions import MlflowException
+
+        prepared = self._prepared
+        if prepared.mlflow_run_id is not None:
+            run = self._mlflow.get_run(prepared.mlflow_run_id)
+            known = {output.model_id for output in (run.outputs.model_outputs if run.outputs else ())}
+            if model.model_id not in known:
+                self._mlflow.log_outputs(prepared.mlflow_run_id, [LoggedModelOutput(model.model_id, step=0)])
+        try:
+            self._mlflow.create_registered_model(self._name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        version = self._mlflow.create_model_version(
+            self._name,
+            model.model_uri,
+            run_id=prepared.mlflow_run_id,
+            tags=prepared.tags(),
+            description=_description(prepared),
+            model_id=model.model_id,
+            await_creation_for=0,
+        )
+        return int(version.version)
+
+    def _discard(self, model: Any) -> None:
+        """Remove what was made, as far as the servers still answer; what stays is taken up by the next try."""
+        from mlflow.exceptions import MlflowException
+
+        if model is None:
+            return
+        try:
+            versions = self._mlflow.search_model_versions(f"name='{self._name}'")
+            if any(version.source == model.model_uri for version in versions):
+                return  # Created after all, and only the answer was lost: the next try finds it.
+            self._mlflow.delete_logged_model(model.model_id)
+            known = self._mlflow.search_registered_models(f"name='{self._name}'")
+            if known and not versions:
+                self._mlflow.delete_registered_model(self._name)
+            if is_s3(str(model.artifact_location)):
+                self._storage.delete_folder(str(model.artifact_location))
+        except (MlflowException, PipelineError) as error:
+            _logger.warning("logged model %s could not be removed: %s", model.model_id, _first_line(error))
+
+
+def _description(prepared: PreparedVersion) -> str:
+    document = prepared.gate.document
+    return (
+        f"{document.get('metric', prepared.manifest.metric)}: base {document.get('base')}, adapter "
+        f"{document.get('candidate')}, lift {document.get('lift')}; gate {prepared.gate.status.value}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

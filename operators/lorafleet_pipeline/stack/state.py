@@ -1,0 +1,85 @@
+"""What the supervisor tells about the stack: written to `state.json` by it alone, read by everyone."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lorafleet_pipeline.stack.private_file import write_private
+from lorafleet_pipeline.stack.process import ProcessMark
+
+
+class ComponentState(enum.StrEnum):
+    """Where a component stands."""
+
+    WAITING = "waiting"
+    PREPARING = "preparing"
+    STARTING = "starting"
+    READY = "ready"
+    UNHEALTHY = "unhealthy"
+    BACKING_OFF = "backing off"
+    FAILED = "failed"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    ORPHANED = "orphaned"
+
+
+@dataclass(frozen=True)
+class ComponentStatus:
+    """One component as last seen. Times are unix seconds."""
+
+    name: str
+    state: ComponentState
+    log: str
+    detail: str = ""
+    url: str | None = None
+    process: ProcessMark | None = None
+    restarts: int = 0
+    ready_since: float | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The pid of its process, if it has one."""
+        return self.process.pid if self.process else None
+
+
+@dataclass(frozen=True)
+class StackState:
+    """The whole stack as last seen. `stack_id` stands in the environment of all its processes."""
+
+    stack_id: str
+    supervisor: ProcessMark
+    components: tuple[ComponentStatus, ...]
+
+    def with_component(self, status: ComponentStatus) -> StackState:
+        """This state with one component's status replaced."""
+        components = tuple(status if known.name == status.name else known for known in self.components)
+        return replace(self, components=components)
+
+    def write(self, path: Path) -> None:
+        """Replace the state file."""
+        write_private(path, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> StackState | None:
+        """The state last written, or None when no supervisor ever ran here."""
+        if not path.is_file():
+            return None
+        document = json.loads(path.read_text())
+        return cls(
+            stack_id=document["stack_id"],
+            supervisor=ProcessMark(**document["supervisor"]),
+            components=tuple(_component(entry) for entry in document["components"]),
+        )
+
+
+def _component(entry: Mapping[str, Any]) -> ComponentStatus:
+    process = entry["process"]
+    known = {name: value for name, value in entry.items() if name not in ("state", "process")}
+    return ComponentStatus(
+        **known, state=ComponentState(entry["state"]), process=ProcessMark(**process) if process else None
+    )

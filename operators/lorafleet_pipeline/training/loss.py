@@ -1,0 +1,32 @@
+"""Cross-entropy of the completion tokens of a batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from lorafleet_pipeline.training.data import IGNORED, Batch
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def completion_loss(model: PeftModel, batch: Batch) -> torch.Tensor:
+    """Summed loss over completion tokens.
+
+    Logits are made only at positions where some row has a label: the vocabulary is the widest product of a small
+    model, and most positions belong to prompts.
+    """
+    targets = batch.labels[:, 1:]
+    positions = torch.nonzero((targets != IGNORED).any(dim=0)).squeeze(1)  # [num_positions]
+    logits = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        logits_to_keep=positions,
+        use_cache=False,
+    ).logits  # [num_examples, num_positions, vocabulary]
+    return F.cross_entropy(
+        logits.flatten(0, 1).float(), targets[:, positions].flatten(), ignore_index=IGNORED, reduction="sum"
+    )

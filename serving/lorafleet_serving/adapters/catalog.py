@@ -1,0 +1,165 @@
+"""What the pod knows about adapters: names, versions, states, and which version a request reaches.
+
+Lives on the front's event loop and is changed by the rollout alone. Bytes are identified by digest
+everywhere; two versions may share one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from lorafleet_contract.aliases import Alias
+from lorafleet_contract.manifest import AdapterManifest
+from lorafleet_contract.names import NamedAdapter
+from lorafleet_contract.states import ServeState
+from lorafleet_serving.adapters.watcher import DesiredAdapter, RegisteredVersion
+from lorafleet_serving.exceptions import AdapterNotReady, AdapterWithdrawn, Forbidden, UnknownAdapter
+
+_BARE_NAME_ALIASES = (Alias.CHAMPION, Alias.LIVE)
+"""What a bare name reaches: the first of these that is ready."""
+
+
+@dataclass
+class CatalogVersion:
+    """One version of an adapter in this pod. `state` is None while nothing asks for it."""
+
+    registered: RegisteredVersion
+    aliases: tuple[str, ...] = ()
+    state: ServeState | None = None
+    error: str | None = None
+    manifest: AdapterManifest | None = None
+    address: str | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set to have a waiting bring-up try again at once."""
+
+    @property
+    def digest(self) -> str:
+        """The adapter's digest, as the registry has it."""
+        return self.registered.digest
+
+    @property
+    def label(self) -> str:
+        """The version in answers: `name:version`."""
+        return f"{self.registered.name}:{self.registered.version}"
+
+    @property
+    def servable(self) -> bool:
+        """Whether requests may be sent to it."""
+        return self.state is ServeState.READY and not self.registered.withdrawn
+
+
+@dataclass
+class CatalogAdapter:
+    """One adapter name. `serving` is the version that the bare name reaches."""
+
+    name: str
+    desired: DesiredAdapter
+    versions: dict[int, CatalogVersion] = field(default_factory=dict)
+    serving: int | None = None
+
+    def aliased(self, alias: str) -> CatalogVersion | None:
+        """The version behind an alias, if it is one of this pod's base."""
+        return self.versions.get(self.desired.aliases.get(alias, 0))
+
+    def move_name(self) -> bool:
+        """Point the bare name at the best version that is ready; tells whether it moved."""
+        before = self.serving
+        candidates = [self.aliased(alias) for alias in _BARE_NAME_ALIASES]
+        if any(candidates):
+            # With no `live` to fall back on, what served until now goes on while a new champion loads.
+            candidates.append(self.versions.get(before or 0))
+        found = next((item for item in candidates if item is not None and self._eligible(item)), None)
+        self.serving = None if found is None else found.registered.version
+        return self.serving != before
+
+    def _eligible(self, version: CatalogVersion) -> bool:
+        # What served before an engine restart keeps the name while it loads again: no other version slips in.
+        returns = version.registered.version == self.serving and version.state is ServeState.LOADING
+        return version.servable or (returns and not version.registered.withdrawn)
+
+
+class Catalog:
+    """All adapters of the pod, and the requests under way on them."""
+
+    def __init__(self) -> None:
+        self.adapters: dict[str, CatalogAdapter] = {}
+        self.on_idle: Callable[[str], None] | None = None
+        """Told when the last request on a digest has ended."""
+        self._in_flight: Counter[str] = Counter()
+
+    def versions(self) -> Iterator[CatalogVersion]:
+        """Every version that something asks for."""
+        for adapter in self.adapters.values():
+            yield from (version for version in adapter.versions.values() if version.state is not None)
+
+    def in_flight(self, digest: str) -> int:
+        """Requests under way on a digest."""
+        return self._in_flight[digest]
+
+    def resolve(self, reference: NamedAdapter) -> CatalogVersion:
+        """The version that a request reaches now.
+
+        Raises:
+            UnknownAdapter: the pod does not know the name, alias or version.
+            AdapterWithdrawn: the version was withdrawn.
+            AdapterNotReady: it is not loaded, or was refused.
+            Forbidden: it is a shadow.
+        """
+        adapter = self.adapters.get(reference.name)
+        if adapter is None:
+            raise UnknownAdapter(f"there is no adapter {reference.name!r} for this base model: see /v1/models")
+        if reference.version is None and reference.alias == Alias.CHAMPION:
+            return _bare(adapter)
+        if reference.alias == Alias.SHADOW:
+            raise Forbidden(f"{reference} answers no requests: a shadow only mirrors traffic")
+        if reference.version is not None:
+            version = adapter.versions.get(reference.version)
+        else:
+            version = adapter.aliased(str(reference.alias))
+        if version is None:
+            raise UnknownAdapter(f"there is no {reference} for this base model")
+        return _servable(version)
+
+    @contextmanager
+    def lease(self, digest: str) -> Iterator[None]:
+        """Hold a digest loaded while a request runs on it."""
+        self._in_flight[digest] += 1
+        try:
+            yield
+        finally:
+            self._in_flight[digest] -= 1
+            if not self._in_flight[digest]:
+                del self._in_flight[digest]
+                if self.on_idle is not None:
+                    self.on_idle(digest)
+
+
+def _bare(adapter: CatalogAdapter) -> CatalogVersion:
+    if adapter.serving is not None:
+        return _servable(adapter.versions[adapter.serving])
+    candidates = [item for alias in _BARE_NAME_ALIASES if (item := adapter.aliased(alias)) is not None]
+    if not candidates:
+        raise AdapterNotReady(
+            f"adapter {adapter.name!r} has no champion for this base model: set the alias 'champion' on a version"
+        )
+    return _servable(_most_telling(candidates))
+
+
+def _most_telling(candidates: Iterable[CatalogVersion]) -> CatalogVersion:
+    """The candidate whose state explains best why the name is not served: one that was not withdrawn."""
+    return min(candidates, key=lambda item: item.registered.withdrawn)
+
+
+def _servable(version: CatalogVersion) -> CatalogVersion:
+    if version.registered.withdrawn:
+        raise AdapterWithdrawn(f"{version.label} was withdrawn: its stage is Archived")
+    if version.state is ServeState.READY:
+        return version
+    if version.state is None:
+        raise AdapterNotReady(f"{version.label} is not loaded: only versions behind an alias are")
+    reason = f": {version.error}" if version.error else ""
+    raise AdapterNotReady(f"{version.label} is {version.state.value}{reason}")

@@ -1,0 +1,149 @@
+"""The disk tier: verified adapter files keyed by digest, within a byte budget.
+
+A folder appears under its digest by one rename, after its files were hashed, so that a crash leaves
+either a whole adapter or only scraps in the staging folder, which the next start removes. The least
+recently used adapter goes first; what is wanted never goes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lorafleet_contract.digest import adapter_digest
+from lorafleet_serving.exceptions import FetchFailed
+
+_logger = logging.getLogger(__name__)
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class DiskTier:
+    """Adapters on disk. Safe to share between threads of one process; one process owns the folder."""
+
+    def __init__(self, root: Path, budget: int) -> None:
+        self._adapters = root / "adapters"
+        self._staging = root / "staging"
+        self._documents = root / "versions"
+        self._budget = budget
+        self._reserved = 0
+        self._wanted: frozenset[str] = frozenset()
+        self._verified: set[str] = set()
+        self._lock = threading.Lock()
+        shutil.rmtree(self._staging, ignore_errors=True)
+        for folder in (self._adapters, self._staging, self._documents):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def digests(self) -> frozenset[str]:
+        """Digests of everything held."""
+        return frozenset(f"sha256:{path.name}" for path in self._adapters.iterdir())
+
+    def keep(self, digests: frozenset[str]) -> None:
+        """Set the digests that eviction spares."""
+        with self._lock:
+            self._wanted = digests
+
+    def find(self, digest: str) -> Path | None:
+        """Folder of an adapter, hashed once in the life of this process; a damaged one is removed."""
+        folder = self._folder(digest)
+        if not folder.is_dir():
+            return None
+        if digest not in self._verified:
+            if not _matches(folder, digest):
+                _logger.warning("adapter %s was damaged on disk: removed", digest)
+                self._remove(folder)
+                return None
+            self._verified.add(digest)
+        os.utime(folder)
+        return folder
+
+    @contextmanager
+    def staging(self, num_bytes: int) -> Iterator[Path]:
+        """A folder to download into, with `num_bytes` of the budget set aside for it.
+
+        Raises:
+            FetchFailed: everything in the budget is wanted.
+        """
+        self._reserve(num_bytes)
+        folder = Path(tempfile.mkdtemp(dir=self._staging))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # Gone already when it was admitted.
+            with self._lock:
+                self._reserved -= num_bytes
+
+    def admit(self, staged: Path, digest: str) -> Path:
+        """Take over a staged folder whose files were found to have this digest."""
+        folder = self._folder(digest)
+        staged.rename(folder)
+        self._verified.add(digest)
+        os.utime(folder)
+        return folder
+
+    def save_documents(self, name: str, version: int, documents: Mapping[str, Any]) -> None:
+        """Remember a version's manifest and report, for a start while S3 is away."""
+        path = self._document_path(name, version)
+        path.parent.mkdir(exist_ok=True)
+        scrap = path.with_suffix(".tmp")
+        scrap.write_text(json.dumps(documents))
+        scrap.replace(path)
+
+    def load_documents(self, name: str, version: int) -> dict[str, Any] | None:
+        """What `save_documents` remembered."""
+        path = self._document_path(name, version)
+        if not path.is_file():
+            return None
+        return dict(json.loads(path.read_text()))
+
+    def _document_path(self, name: str, version: int) -> Path:
+        return self._documents / name / f"{version}.json"
+
+    def _folder(self, digest: str) -> Path:
+        assert _DIGEST.fullmatch(digest), f"{digest!r} is not a digest"
+        return self._adapters / digest.removeprefix("sha256:")
+
+    def _reserve(self, num_bytes: int) -> None:
+        with self._lock:
+            held = sorted(self._adapters.iterdir(), key=lambda path: path.stat().st_mtime)
+            sizes = {path: _size(path) for path in held}
+            excess = sum(sizes.values()) + self._reserved + num_bytes - self._budget
+            for path in held:
+                if excess <= 0:
+                    break
+                if f"sha256:{path.name}" not in self._wanted:
+                    self._remove(path)
+                    excess -= sizes[path]
+            if excess > 0:
+                raise FetchFailed(
+                    f"the disk tier of {self._budget} bytes lacks {excess} bytes and everything in it is wanted: "
+                    "raise --disk-bytes or withdraw adapters"
+                )
+            self._reserved += num_bytes
+
+    def _remove(self, folder: Path) -> None:
+        self._verified.discard(f"sha256:{folder.name}")
+        # Out of sight by one rename first: a crash while deleting must not leave half an adapter.
+        trash = Path(tempfile.mkdtemp(dir=self._staging))
+        folder.rename(trash / folder.name)
+        shutil.rmtree(trash)
+
+
+def _matches(folder: Path, digest: str) -> bool:
+    try:
+        return adapter_digest(folder) == digest
+    except FileNotFoundError:
+        return False
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())

@@ -1,0 +1,135 @@
+"""Downloads, hashes and verifies versions, and keeps them in the disk tier."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorafleet_contract.digest import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
+from lorafleet_contract.manifest import ADAPTER_FOLDER, GATE_REPORT_FILE, MANIFEST_FILE
+from lorafleet_serving.adapters.disk import DiskTier
+from lorafleet_serving.adapters.messages import (
+    DiskChanged,
+    FetchDelayed,
+    Fetched,
+    FetcherEvent,
+    FetcherReady,
+    FetchOrder,
+    FetchRefused,
+    FetchResult,
+    FetchUnchanged,
+    KeepAdapters,
+)
+from lorafleet_serving.adapters.source import S3Source, StoredObject, stamp
+from lorafleet_serving.adapters.verification import read_document, verify_documents, verify_files
+from lorafleet_serving.config import FetcherConfig
+from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed
+
+_logger = logging.getLogger(__name__)
+
+_DOCUMENT_LIMIT = 1 << 20
+"""Longest manifest, report or adapter config in bytes."""
+
+Objects = Mapping[str, StoredObject]
+
+
+class Fetcher:
+    """Executes orders, each in a thread of the caller's choice, and posts what came of them."""
+
+    def __init__(self, config: FetcherConfig, post: Callable[[FetcherEvent], None]) -> None:
+        self._config = config
+        self._post = post
+        self._source = S3Source(config.s3_endpoint, config.fetch_concurrency)
+        self._disk = DiskTier(config.cache_dir, config.disk_bytes)
+        # One flight per digest: versions that share their bytes download them once.
+        self._flights: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        post(FetcherReady(self._disk.digests()))
+
+    def keep(self, command: KeepAdapters) -> None:
+        """Spare these digests from eviction."""
+        self._disk.keep(command.digests)
+
+    def execute(self, order: FetchOrder) -> None:
+        """Run one order to its result."""
+        try:
+            result = self._fetch(order)
+        except Exception as error:
+            _logger.exception("fetching %s:%d failed", order.name, order.version)
+            result = FetchDelayed(order.order_id, f"the fetcher failed: {error!r}")
+        self._post(result)
+
+    def _fetch(self, order: FetchOrder) -> FetchResult:
+        mark = ""
+        try:
+            try:
+                objects = _relevant(self._source.list(order.address))
+            except FetchFailed as error:
+                return self._from_disk(order, error)
+            mark = stamp(objects)
+            if mark == order.refused_stamp:
+                return FetchUnchanged(order.order_id)
+            return self._from_source(order, objects)
+        except AdapterRefusal as error:
+            return FetchRefused(order.order_id, str(error), mark)
+        except FetchFailed as error:
+            return FetchDelayed(order.order_id, str(error))
+
+    def _from_source(self, order: FetchOrder, objects: Objects) -> Fetched:
+        manifest = self._read(objects, MANIFEST_FILE)
+        report = self._read(objects, GATE_REPORT_FILE)
+        # Before the weights: what the gate failed is not worth a download.
+        self._verify(order, manifest, report)
+        folder = self._adapter_folder(order.digest, objects)
+        self._disk.save_documents(order.name, order.version, {"manifest": manifest, "report": report})
+        return Fetched(order.order_id, str(folder), manifest, stamp(objects))
+
+    def _from_disk(self, order: FetchOrder, reason: FetchFailed) -> Fetched:
+        """Serve from what an earlier look left on disk while S3 is away; it is verified as strictly."""
+        documents = self._disk.load_documents(order.name, order.version)
+        folder = self._disk.find(order.digest)
+        if documents is None or folder is None:
+            raise reason
+        self._verify(order, documents["manifest"], documents["report"])
+        _logger.warning("%s:%d comes from disk: %s", order.name, order.version, reason)
+        return Fetched(order.order_id, str(folder), documents["manifest"], stamp="")
+
+    def _adapter_folder(self, digest: str, objects: Objects) -> Path:
+        with self._flights[digest]:
+            folder = self._disk.find(digest)
+            if folder is not None:
+                return folder
+            limits = {CONFIG_FILE: _DOCUMENT_LIMIT, WEIGHTS_FILE: self._config.max_adapter_bytes}
+            parts = {name: _require(objects, f"{ADAPTER_FOLDER}/{name}", limits[name]) for name in ADAPTER_FILES}
+            with self._disk.staging(sum(part.size for part in parts.values())) as staged:
+                for name, part in parts.items():
+                    self._source.download(part, staged / name)
+                verify_files(staged, digest)
+                folder = self._disk.admit(staged, digest)
+            self._post(DiskChanged(self._disk.digests()))
+            return folder
+
+    def _verify(self, order: FetchOrder, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+        key, max_rank = self._config.gate_key, self._config.max_rank
+        assert key is not None, "orders come only with a registry, and a registry only with a key"
+        verify_documents(order, manifest, report, gate_key=key, max_rank=max_rank)
+
+    def _read(self, objects: Objects, path: str) -> dict[str, Any]:
+        return read_document(self._source.read(_require(objects, path, _DOCUMENT_LIMIT)), path)
+
+
+def _relevant(objects: Objects) -> dict[str, StoredObject]:
+    paths = (MANIFEST_FILE, GATE_REPORT_FILE, *(f"{ADAPTER_FOLDER}/{name}" for name in ADAPTER_FILES))
+    return {path: objects[path] for path in paths if path in objects}
+
+
+def _require(objects: Objects, path: str, limit: int) -> StoredObject:
+    stored = objects.get(path)
+    if stored is None:
+        raise AdapterRefusal(f"{path} is missing among the version's artifacts: register the version again")
+    if stored.size > limit:
+        raise AdapterRefusal(f"{path} has {stored.size} bytes, the limit is {limit}")
+    return stored

@@ -1,0 +1,52 @@
+"""The fetcher process: takes orders from the front and works on several at a time.
+
+A process of its own, so that neither hashing nor a slow S3 takes time from HTTP or from decoding.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+
+from lorafleet_serving.adapters.messages import (
+    FetcherCommand,
+    FetcherEvent,
+    FetchOrder,
+    KeepAdapters,
+    StopFetcher,
+)
+from lorafleet_serving.config import FetcherConfig
+
+
+def fetcher_main(pipe: Connection, config: FetcherConfig) -> None:
+    """Take orders from the pipe until it closes, which it does when the front is gone."""
+    # The front imports this module only to name it: boto3 belongs into this process alone.
+    from lorafleet_serving.adapters.fetcher import Fetcher
+
+    sending = threading.Lock()
+
+    def post(event: FetcherEvent) -> None:
+        with sending:
+            pipe.send(event)
+
+    fetcher = Fetcher(config, post)
+    workers = ThreadPoolExecutor(config.fetch_concurrency, thread_name_prefix="fetch")
+    while True:
+        try:
+            command: FetcherCommand = pipe.recv()
+        except (EOFError, OSError):
+            _exit_at_once()
+        match command:
+            case FetchOrder():
+                workers.submit(fetcher.execute, command)
+            case KeepAdapters():
+                fetcher.keep(command)
+            case StopFetcher():
+                _exit_at_once()
+
+
+def _exit_at_once() -> None:
+    # Downloads under way leave scraps in the staging folder alone; waiting for them would outlive the front.
+    os._exit(0)

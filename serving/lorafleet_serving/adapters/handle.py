@@ -1,0 +1,124 @@
+"""The front's side of the fetcher process: orders as futures, repeated by themselves after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from dataclasses import dataclass, replace
+
+from lorafleet_serving.adapters.fetcher_process import fetcher_main
+from lorafleet_serving.adapters.messages import (
+    DiskChanged,
+    FetchDelayed,
+    Fetched,
+    FetcherEvent,
+    FetcherReady,
+    FetchOrder,
+    FetchRefused,
+    FetchUnchanged,
+    KeepAdapters,
+    StopFetcher,
+)
+from lorafleet_serving.child import ChildProcess
+from lorafleet_serving.config import FetcherConfig
+from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed
+
+_MAX_CRASHES = 3
+"""An order that was under way in this many crashes is given back: it may be what crashes the fetcher."""
+
+
+class FetchRefusal(AdapterRefusal):
+    """Raised when a version's artifacts must not be served; `stamp` tells them from later ones."""
+
+    def __init__(self, reason: str, stamp: str) -> None:
+        super().__init__(reason)
+        self.stamp = stamp
+
+
+@dataclass
+class _Pending:
+    order: FetchOrder
+    future: asyncio.Future[Fetched | None]
+    num_crashes: int = 0
+
+
+class FetcherHandle:
+    """Speaks with the fetcher process and keeps it alive. Runs on the front's event loop."""
+
+    def __init__(self, config: FetcherConfig) -> None:
+        self._child = ChildProcess("fetcher", fetcher_main, config, on_event=self._receive, on_exit=self._died)
+        self._pending: dict[int, _Pending] = {}
+        self._order_ids = itertools.count(1)
+        self._kept: frozenset[str] = frozenset()
+        self.is_ready = False
+        self.on_disk: frozenset[str] = frozenset()
+        """Digests that the disk tier holds."""
+
+    def start(self) -> None:
+        """Spawn the process."""
+        self._child.start()
+
+    async def stop(self) -> None:
+        """End the process."""
+        await self._child.stop(StopFetcher())
+
+    async def fetch(self, order: FetchOrder) -> Fetched | None:
+        """Have a version brought to disk and verified; None when the refused artifacts are unchanged.
+
+        Raises:
+            FetchRefusal: it must not be served as it is.
+            FetchFailed: it could not be fetched now.
+        """
+        numbered = replace(order, order_id=next(self._order_ids))
+        future: asyncio.Future[Fetched | None] = asyncio.get_running_loop().create_future()
+        self._pending[numbered.order_id] = _Pending(numbered, future)
+        if self.is_ready:
+            self._child.send(numbered)
+        try:
+            return await future
+        finally:
+            self._pending.pop(numbered.order_id, None)
+
+    def keep(self, digests: frozenset[str]) -> None:
+        """Set the digests that the disk tier must not evict."""
+        if digests != self._kept:
+            self._kept = digests
+            if self.is_ready:
+                self._child.send(KeepAdapters(digests))
+
+    def _receive(self, event: FetcherEvent) -> None:
+        match event:
+            case FetcherReady(digests):
+                self.is_ready = True
+                self.on_disk = digests
+                self._child.send(KeepAdapters(self._kept))
+                for pending in self._pending.values():
+                    self._child.send(pending.order)
+            case DiskChanged(digests):
+                self.on_disk = digests
+            case Fetched(order_id):
+                self._resolve(order_id, event)
+            case FetchUnchanged(order_id):
+                self._resolve(order_id, None)
+            case FetchRefused(order_id, reason, stamp):
+                self._resolve(order_id, FetchRefusal(reason, stamp))
+            case FetchDelayed(order_id, reason):
+                self._resolve(order_id, FetchFailed(reason))
+
+    def _resolve(self, order_id: int, result: Fetched | Exception | None) -> None:
+        pending = self._pending.pop(order_id, None)
+        if pending is None or pending.future.done():
+            return  # Nobody waits any more.
+        if isinstance(result, Exception):
+            pending.future.set_exception(result)
+        else:
+            pending.future.set_result(result)
+
+    def _died(self) -> None:
+        self.is_ready = False
+        for order_id, pending in list(self._pending.items()):
+            pending.num_crashes += 1
+            if pending.num_crashes >= _MAX_CRASHES:
+                self._resolve(
+                    order_id, FetchFailed(f"the fetcher process ended {_MAX_CRASHES} times while fetching it")
+                )

@@ -1,0 +1,91 @@
+"""Messages between the front process and the fetcher process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class FetchOrder:
+    """Bring one version's files to the disk tier and verify them."""
+
+    order_id: int
+    name: str
+    version: int
+    digest: str
+    """What the registry says the adapter's digest is."""
+    base_digest: str
+    address: str
+    """Where the version's artifacts are: `s3://bucket/key`."""
+    refused_stamp: str | None = None
+    """Stamp of the artifacts that were refused before: only others are worth another look."""
+
+
+@dataclass(frozen=True)
+class KeepAdapters:
+    """The digests that must not be evicted from the disk tier."""
+
+    digests: frozenset[str]
+
+
+@dataclass(frozen=True)
+class StopFetcher:
+    """Exit."""
+
+
+FetcherCommand = FetchOrder | KeepAdapters | StopFetcher
+
+
+@dataclass(frozen=True)
+class FetcherReady:
+    """The fetcher takes orders. Tells what an earlier process left on disk."""
+
+    digests: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A version stands verified on disk."""
+
+    order_id: int
+    folder: str
+    manifest: Mapping[str, Any]
+    stamp: str
+    """Changes when one of the version's artifacts does; empty when S3 was away."""
+
+
+@dataclass(frozen=True)
+class FetchRefused:
+    """A version must not be served as it is."""
+
+    order_id: int
+    reason: str
+    stamp: str
+
+
+@dataclass(frozen=True)
+class FetchUnchanged:
+    """The artifacts are still those that were refused."""
+
+    order_id: int
+
+
+@dataclass(frozen=True)
+class FetchDelayed:
+    """A version could not be fetched for a reason that may pass."""
+
+    order_id: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class DiskChanged:
+    """What the disk tier holds now."""
+
+    digests: frozenset[str]
+
+
+FetchResult = Fetched | FetchRefused | FetchUnchanged | FetchDelayed
+FetcherEvent = FetcherReady | DiskChanged | FetchResult

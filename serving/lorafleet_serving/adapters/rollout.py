@@ -1,0 +1,284 @@
+"""Brings wanted versions up beside those that serve, and moves names to them once they proved themselves.
+
+One task per version: fetch -> load -> smoke generation -> ready. A name moves in one step of the event
+loop, requests under way keep the digest they started with, and nothing that fails here touches what
+serves already. Level-triggered: every call of `apply` states the whole wish of the registry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from lorafleet_contract.manifest import AdapterManifest
+from lorafleet_contract.states import ServeState
+from lorafleet_serving.adapters.catalog import Catalog, CatalogAdapter, CatalogVersion
+from lorafleet_serving.adapters.handle import FetcherHandle, FetchRefusal
+from lorafleet_serving.adapters.messages import Fetched, FetchOrder
+from lorafleet_serving.adapters.smoke import SmokeTest
+from lorafleet_serving.adapters.watcher import DesiredAdapter, RegisteredVersion, RegistryLook, is_digest
+from lorafleet_serving.engine.handle import EngineHandle
+from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, GenerationFailed, PodUnavailable
+
+_logger = logging.getLogger(__name__)
+
+_FIRST_RETRY_S = 0.5
+_LONGEST_RETRY_S = 30.0
+_MAX_ENGINE_DEATHS = 3
+"""A digest under which the engine died so often while it was loaded and tested is refused."""
+
+FindAddress = Callable[[RegisteredVersion], str]
+
+
+class RolloutSettings(NamedTuple):
+    """What the rollout is told at start."""
+
+    base_digest: str
+    refusal_recheck_s: float
+
+
+class Rollout:
+    """Turns what the registry wants into what the pod serves. Runs on the front's event loop."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        fetcher: FetcherHandle,
+        engine: EngineHandle,
+        smoke: SmokeTest,
+        find_address: FindAddress,
+        settings: RolloutSettings,
+    ) -> None:
+        self._catalog = catalog
+        self._fetcher = fetcher
+        self._engine = engine
+        self._smoke = smoke
+        self._find_address = find_address
+        self._settings = settings
+        self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._engine_deaths: dict[str, int] = {}
+        self._proven: set[str] = set()
+        """Digests that passed the smoke test in this process: an engine restart need not repeat it."""
+        # One at a time, so that a crash of the engine is put down to the right adapter.
+        self._trial = asyncio.Lock()
+        catalog.on_idle = self._drop_if_unused
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every wanted version has come to a first result: ready, refused or failed."""
+        return all(version.state is not ServeState.LOADING for version in self._catalog.versions())
+
+    def apply(self, look: RegistryLook) -> None:
+        """Take over what the registry wants."""
+        adapters = self._catalog.adapters
+        names = {look.name} if look.name is not None else {*adapters, *look.adapters}
+        for name in names:
+            desired = look.adapters.get(name)
+            if desired is not None:
+                self._apply_one(adapters.setdefault(name, CatalogAdapter(name, desired)), desired)
+            elif name in adapters:
+                self._forget(name)
+        if look.name is not None and look.name in adapters:
+            # Somebody says that something changed; it may be the files of a version that was refused.
+            for version in adapters[look.name].versions.values():
+                version.changed.set()
+        self._fetcher.keep(frozenset(version.digest for version in self._catalog.versions()))
+        for digest in list(self._engine.loaded):
+            # A load that was given up half-way still ends in the engine.
+            self._drop_if_unused(digest)
+
+    def engine_down(self) -> None:
+        """The engine lost everything: load again what is wanted, from disk."""
+        for version in self._catalog.versions():
+            if version.state is ServeState.READY:
+                version.state = ServeState.LOADING
+                self._start(version)
+
+    def stop(self) -> None:
+        """End every task."""
+        for task in self._tasks.values():
+            task.cancel()
+
+    def _apply_one(self, adapter: CatalogAdapter, desired: DesiredAdapter) -> None:
+        adapter.desired = desired
+        for number in set(adapter.versions) - set(desired.versions):
+            self._release(adapter.versions.pop(number))
+        for number, registered in desired.versions.items():
+            self._update(adapter, number, registered)
+        # Before anything is let go: the name may move to another version that is ready.
+        self._move_name(adapter)
+        wanted = desired.wanted()
+        for number, version in adapter.versions.items():
+            version.aliases = wanted.get(number, ())
+            if number in wanted or number == adapter.serving:
+                if version.state is None:
+                    version.state = ServeState.LOADING
+                    self._start(version)
+            elif version.state is not None:
+                self._release(version)
+
+    def _update(self, adapter: CatalogAdapter, number: int, registered: RegisteredVersion) -> None:
+        version = adapter.versions.get(number)
+        if version is None:
+            adapter.versions[number] = CatalogVersion(registered)
+            return
+        before, version.registered = version.registered, registered
+        if before.digest != registered.digest or before.source != registered.source:
+            # Not the version that was verified: bring up what it is now from the start.
+            self._release(version, before.digest)
+            version.manifest = version.address = None
+        elif before.fingerprint != registered.fingerprint:
+            version.changed.set()
+
+    def _forget(self, name: str) -> None:
+        for version in self._catalog.adapters.pop(name).versions.values():
+            self._release(version)
+
+    def _release(self, version: CatalogVersion, digest: str | None = None) -> None:
+        """Stop asking for a version; its bytes leave once nothing uses them."""
+        key = (version.registered.name, version.registered.version)
+        if task := self._tasks.pop(key, None):
+            task.cancel()
+        version.state = version.error = None
+        self._drop_if_unused(digest or version.digest)
+
+    def _drop_if_unused(self, digest: str) -> None:
+        wanted = any(version.digest == digest for version in self._catalog.versions())
+        if not wanted and not self._catalog.in_flight(digest) and digest in self._engine.loaded:
+            self._engine.unload(digest)
+
+    def _move_name(self, adapter: CatalogAdapter) -> None:
+        before = adapter.serving
+        if adapter.move_name():
+            _logger.info("adapter %s: served version %s -> %s", adapter.name, before, adapter.serving)
+
+    def _start(self, version: CatalogVersion) -> None:
+        key = (version.registered.name, version.registered.version)
+        if old := self._tasks.get(key):
+            old.cancel()
+        self._tasks[key] = asyncio.get_running_loop().create_task(self._bring_up(version), name=f"roll-out-{key}")
+
+    async def _bring_up(self, version: CatalogVersion) -> None:
+        """Try until the version is ready. A refusal stands until the version's tags or files change."""
+        refused_stamp: str | None = None
+        num_failures = 0
+        while True:
+            fingerprint = version.registered.fingerprint
+            version.changed.clear()
+            pause_s = self._settings.refusal_recheck_s
+            try:
+                if await self._attempt(version, refused_stamp):
+                    self._become_ready(version)
+                    return
+            except AdapterRefusal as error:
+                refused_stamp = error.stamp if isinstance(error, FetchRefusal) else None
+                self._note(version, ServeState.REFUSED, str(error))
+            except FetchFailed as error:
+                pause_s = _retry_pause_s(num_failures)
+                num_failures += 1
+                if version.state is not ServeState.REFUSED:
+                    self._note(version, ServeState.FAILED, str(error))
+            except Exception as error:
+                _logger.exception("bringing up %s failed", version.label)
+                pause_s = _retry_pause_s(num_failures)
+                num_failures += 1
+                self._note(version, ServeState.FAILED, f"own error: {error!r}")
+            await _wait(version.changed, pause_s)
+            if version.registered.fingerprint != fingerprint:
+                refused_stamp = None
+
+    async def _attempt(self, version: CatalogVersion, refused_stamp: str | None) -> bool:
+        """Fetch, load and test; False when there is nothing new about a refused version."""
+        fetched = await self._fetch(version, refused_stamp)
+        if fetched is None:
+            return False
+        manifest = AdapterManifest.from_json(fetched.manifest)
+        async with self._trial:
+            try:
+                await self._prove(version.digest, fetched.folder, manifest)
+            except AdapterRefusal as error:
+                raise FetchRefusal(str(error), fetched.stamp) from error
+        version.manifest = manifest
+        return True
+
+    async def _prove(self, digest: str, folder: str, manifest: AdapterManifest) -> None:
+        """Load an adapter and generate with it, again after each death of the engine that it survives."""
+        while True:
+            await self._engine.wait_ready()
+            try:
+                await self._engine.load(digest, folder)
+                await self._try_out(digest, manifest)
+                return
+            except PodUnavailable:
+                self._count_engine_death(digest)
+
+    async def _fetch(self, version: CatalogVersion, refused_stamp: str | None) -> Fetched | None:
+        registered = version.registered
+        if not is_digest(registered.digest):
+            raise AdapterRefusal(f"tag lora.digest is {registered.digest!r}, which is no digest: register it again")
+        if version.address is None:
+            version.address = await asyncio.to_thread(self._find_address, registered)
+        order = FetchOrder(
+            order_id=0,
+            name=registered.name,
+            version=registered.version,
+            digest=registered.digest,
+            base_digest=self._settings.base_digest,
+            address=version.address,
+            refused_stamp=refused_stamp,
+        )
+        return await self._fetcher.fetch(order)
+
+    async def _try_out(self, digest: str, manifest: AdapterManifest) -> None:
+        if digest in self._proven:
+            return
+        try:
+            await self._smoke.run(digest, manifest.prompt)
+        except GenerationFailed as error:
+            raise AdapterRefusal(f"the smoke generation failed: {error}") from error
+        self._proven.add(digest)
+
+    def _count_engine_death(self, digest: str) -> None:
+        deaths = self._engine_deaths.get(digest, 0) + 1
+        self._engine_deaths[digest] = deaths
+        if deaths >= _MAX_ENGINE_DEATHS:
+            raise AdapterRefusal(f"the engine died {deaths} times while this adapter was loaded and tested")
+
+    def _become_ready(self, version: CatalogVersion) -> None:
+        registered = version.registered
+        self._tasks.pop((registered.name, registered.version), None)
+        self._engine_deaths.pop(version.digest, None)
+        self._note(version, ServeState.READY, None)
+        adapter = self._catalog.adapters[registered.name]
+        before = adapter.serving
+        self._move_name(adapter)
+        self._release_superseded(adapter, before)
+
+    def _release_superseded(self, adapter: CatalogAdapter, number: int | None) -> None:
+        """Let go of the version that served until now when no alias asks for it."""
+        if number is None or number == adapter.serving:
+            return
+        version = adapter.versions.get(number)
+        if version is not None and not version.aliases:
+            self._release(version)
+
+    def _note(self, version: CatalogVersion, state: ServeState, error: str | None) -> None:
+        if (version.state, version.error) != (state, error):
+            level = logging.INFO if error is None else logging.WARNING
+            _logger.log(level, "%s: %s%s", version.label, state, "" if error is None else f": {error}")
+        version.state, version.error = state, error
+
+
+def _retry_pause_s(num_failures: int) -> float:
+    longest = min(_FIRST_RETRY_S * 2.0**num_failures, _LONGEST_RETRY_S)
+    return random.uniform(longest / 2, longest)
+
+
+async def _wait(event: asyncio.Event, limit_s: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), limit_s)
+    except TimeoutError:
+        return

@@ -1,0 +1,116 @@
+"""Where the artifacts of registered versions are read: S3, by boto3.
+
+Knows addresses and objects, nothing about adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from lorafleet_contract.digest import document_digest
+from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_CHUNK_BYTES = 1 << 20
+_CONNECT_LIMIT_S = 3.0
+_READ_LIMIT_S = 20.0
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object of a version's artifacts."""
+
+    bucket: str
+    key: str
+    etag: str
+    size: int
+
+
+class S3Source:
+    """Reads from one S3 service. Safe to share between threads, as boto3's clients are."""
+
+    def __init__(self, endpoint: str | None, num_connections: int) -> None:
+        # The standard mode waits between its attempts for a random, growing time.
+        settings = Config(
+            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+            connect_timeout=_CONNECT_LIMIT_S,
+            read_timeout=_READ_LIMIT_S,
+            max_pool_connections=num_connections,
+        )
+        self._client: S3Client = boto3.session.Session().client("s3", endpoint_url=endpoint, config=settings)
+
+    def list(self, address: str) -> dict[str, StoredObject]:
+        """Objects under an address, by their path relative to it.
+
+        Raises:
+            AdapterRefusal: the address is not one of S3.
+            FetchFailed: S3 does not answer, or refuses.
+        """
+        bucket, prefix = _split(address)
+        found = {}
+        try:
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+                for item in page.get("Contents", []):
+                    stored = StoredObject(bucket, item["Key"], item["ETag"], item["Size"])
+                    found[item["Key"].removeprefix(prefix)] = stored
+        except (ClientError, BotoCoreError) as error:
+            raise _failure(address, error) from error
+        return found
+
+    def read(self, stored: StoredObject) -> bytes:
+        """The bytes of a small object."""
+        try:
+            answer = self._client.get_object(Bucket=stored.bucket, Key=stored.key)
+            with closing(answer["Body"]) as body:
+                return body.read(stored.size + 1)
+        except (ClientError, BotoCoreError) as error:
+            raise _failure(f"s3://{stored.bucket}/{stored.key}", error) from error
+
+    def download(self, stored: StoredObject, target: Path) -> None:
+        """Write an object to a file."""
+        try:
+            answer = self._client.get_object(Bucket=stored.bucket, Key=stored.key)
+            with closing(answer["Body"]) as body, target.open("wb") as file:
+                for chunk in body.iter_chunks(_CHUNK_BYTES):
+                    file.write(chunk)
+        except (ClientError, BotoCoreError) as error:
+            raise _failure(f"s3://{stored.bucket}/{stored.key}", error) from error
+        except OSError as error:
+            raise FetchFailed(f"cannot write {target}: {error}; free disk space or move the cache folder") from error
+
+
+def stamp(objects: Mapping[str, StoredObject]) -> str:
+    """A digest that changes when any of the objects does."""
+    return document_digest({path: [item.etag, item.size] for path, item in objects.items()})
+
+
+def _split(address: str) -> tuple[str, str]:
+    scheme, _, rest = address.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    if scheme != "s3" or not bucket or not prefix:
+        raise AdapterRefusal(
+            f"artifacts are at {address!r}, which is not s3://bucket/key: "
+            "run MLflow with --default-artifact-root s3://... so that pods can read them"
+        )
+    return bucket, prefix.rstrip("/") + "/"
+
+
+def _failure(address: str, error: Exception) -> FetchFailed:
+    reason = str(error)
+    if isinstance(error, ClientError) and error.response["Error"]["Code"] in _CREDENTIAL_CODES:
+        reason += "; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+    return FetchFailed(f"cannot read {address}: {reason}")
+
+
+_CREDENTIAL_CODES = frozenset({"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"})

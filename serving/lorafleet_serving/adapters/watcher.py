@@ -1,0 +1,201 @@
+"""Follows the registry: the one source of what a pod should serve.
+
+Level-triggered: each look reads the whole desired state, so that nothing depends on having seen every
+change. A nudge only means "look now". A registry that is away changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import queue
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from lorafleet_contract.aliases import Alias, Stage
+from lorafleet_contract.exceptions import ContractError, InvalidName, RegistryNotFound
+from lorafleet_contract.names import check_adapter_name
+from lorafleet_contract.registry import ModelVersion, RegisteredModel, RegistryClient
+from lorafleet_contract.tags import Tag
+
+_logger = logging.getLogger(__name__)
+
+_JITTER = 0.2
+"""Share of the interval by which looks of many pods drift apart."""
+_SERVE_TAG_PREFIX = "serve."
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """What the registry says about one version of an adapter of this pod's base."""
+
+    name: str
+    version: int
+    digest: str
+    stage: Stage
+    source: str
+    fingerprint: str
+    """Changes when the tags do, but for those that serving itself writes."""
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether the version was taken out of service."""
+        return self.stage is Stage.ARCHIVED
+
+
+@dataclass(frozen=True)
+class DesiredAdapter:
+    """What the registry says about one adapter name."""
+
+    name: str
+    aliases: Mapping[str, int]
+    versions: Mapping[int, RegisteredVersion]
+
+    def wanted(self) -> dict[int, tuple[str, ...]]:
+        """Versions to hold ready, with the aliases that ask for each."""
+        found: dict[int, list[str]] = {}
+        for alias in Alias:
+            version = self.aliases.get(alias)
+            known = self.versions.get(version) if version is not None else None
+            if known is not None and not known.withdrawn:
+                found.setdefault(known.version, []).append(alias.value)
+        return {version: tuple(aliases) for version, aliases in found.items()}
+
+
+@dataclass(frozen=True)
+class RegistryLook:
+    """What one look at the registry saw."""
+
+    adapters: Mapping[str, DesiredAdapter]
+    name: str | None = None
+    """The one name that was looked at; None when all were."""
+
+
+class RegistryWatcher:
+    """Looks at the registry in a thread of its own and hands on what it sees.
+
+    `on_look` and `on_error` are called from that thread.
+    """
+
+    def __init__(
+        self,
+        client: RegistryClient,
+        base_digest: str,
+        interval_s: float,
+        *,
+        on_look: Callable[[RegistryLook], None],
+        on_error: Callable[[str], None],
+    ) -> None:
+        self._client = client
+        self._base_digest = base_digest
+        self._interval_s = interval_s
+        self._on_look = on_look
+        self._on_error = on_error
+        self._nudges: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="registry-watcher", daemon=True)
+
+    def start(self) -> None:
+        """Begin looking."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the look that is under way; does not wait for it."""
+        self._stopped = True
+        self._nudges.put(None)
+
+    def nudge(self, name: str) -> None:
+        """Look at one name at once."""
+        self._nudges.put(name)
+
+    def look(self) -> RegistryLook:
+        """Read the state of every adapter of this base.
+
+        Raises:
+            RegistryError: the registry is away or refuses.
+        """
+        # Models first: a version registered between the two calls is then seen, and its alias next time.
+        models = self._client.search_models()
+        versions = self._client.search_versions()
+        desired = (self._desired(model, versions) for model in models)
+        return RegistryLook({adapter.name: adapter for adapter in desired if adapter is not None})
+
+    def look_at(self, name: str) -> RegistryLook:
+        """Read the state of one adapter.
+
+        Raises:
+            RegistryError: the registry is away or refuses.
+        """
+        try:
+            model = self._client.get_model(check_adapter_name(name))
+            adapter = self._desired(model, self._client.search_versions(name))
+        except (RegistryNotFound, InvalidName):
+            adapter = None
+        return RegistryLook({name: adapter} if adapter is not None else {}, name)
+
+    def _run(self) -> None:
+        due = time.monotonic()
+        while not self._stopped:
+            if time.monotonic() >= due:
+                self._try(self.look)
+                # From the end of a look: a slow registry is not asked without pause.
+                due = time.monotonic() + self._interval_s * random.uniform(1 - _JITTER, 1 + _JITTER)
+            for name in sorted(self._wait(due - time.monotonic())):
+                self._try(partial(self.look_at, name))
+
+    def _try(self, look: Callable[[], RegistryLook]) -> None:
+        try:
+            self._on_look(look())
+        except ContractError as error:
+            self._on_error(str(error))
+        except Exception as error:
+            _logger.exception("looking at the registry failed")
+            self._on_error(f"looking at the registry failed: {error!r}")
+
+    def _wait(self, limit_s: float) -> set[str]:
+        """Names that were nudged; empty when the time has passed."""
+        try:
+            found = {self._nudges.get(timeout=max(limit_s, 0.0))}
+        except queue.Empty:
+            return set()
+        while not self._nudges.empty():
+            found.add(self._nudges.get())
+        return {name for name in found if name is not None}
+
+    def _desired(self, model: RegisteredModel, versions: Iterable[ModelVersion]) -> DesiredAdapter | None:
+        ours = {
+            item.version: _registered(item)
+            for item in versions
+            if item.name == model.name and item.tags.get(Tag.LORA_BASE_DIGEST) == self._base_digest
+        }
+        if not ours:
+            return None
+        try:
+            check_adapter_name(model.name)
+        except InvalidName as error:
+            _logger.warning("registered model ignored: %s", error)
+            return None
+        return DesiredAdapter(model.name, dict(model.aliases), ours)
+
+
+def is_digest(text: str) -> bool:
+    """Whether a registry tag can be the digest of an adapter."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def _registered(item: ModelVersion) -> RegisteredVersion:
+    lasting = sorted((key, value) for key, value in item.tags.items() if not key.startswith(_SERVE_TAG_PREFIX))
+    return RegisteredVersion(
+        name=item.name,
+        version=item.version,
+        digest=item.tags.get(Tag.LORA_DIGEST, ""),
+        stage=item.stage,
+        source=item.source,
+        fingerprint=hashlib.sha256(repr((lasting, item.source)).encode()).hexdigest(),
+    )

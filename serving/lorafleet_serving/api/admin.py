@@ -1,0 +1,107 @@
+"""Routes for the platform itself: the adapters report behind the admin token, and signed nudges."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import time
+from collections import OrderedDict
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from lorafleet_contract.webhook import DELIVERY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, webhook_signature
+from lorafleet_serving.api.answer import Asker
+from lorafleet_serving.exceptions import Forbidden, InvalidRequest, Unauthorized
+
+_WINDOW_S = 300
+_MAX_REMEMBERED = 10_000
+_MAX_BODY = 1 << 20
+
+
+class AdminRoutes:
+    """Routes that change or reveal the pod's state."""
+
+    def __init__(self, asker: Asker) -> None:
+        self._asker = asker
+        self._pod = asker.pod
+        self._deliveries = Deliveries()
+        self.router = APIRouter(tags=["admin"])
+        self.router.add_api_route("/v1/adapters", self.adapters, methods=["GET"])
+        self.router.add_api_route("/v1/registry/webhook", self.webhook, methods=["POST"])
+
+    async def adapters(self, request: Request) -> dict[str, Any]:
+        """Every adapter with its versions, states and tiers."""
+        if self._pod.config.admin_token is None:
+            raise Forbidden("admin routes are off: set LORAFLEET_ADMIN_TOKEN")
+        if not self._asker.is_admin(request):
+            raise Unauthorized("send the admin token: Authorization: Bearer <LORAFLEET_ADMIN_TOKEN>")
+        return self._pod.report().to_json()
+
+    async def webhook(self, request: Request) -> dict[str, str]:
+        """A signed word that the registry changed; carries no state, only where to look."""
+        secret = self._pod.config.webhook_secret
+        if secret is None:
+            raise Forbidden("registry nudges are off: set LORAFLEET_WEBHOOK_SECRET")
+        body = await _limited_body(request)
+        headers = request.headers
+        delivery, timestamp = headers.get(DELIVERY_HEADER, ""), headers.get(TIMESTAMP_HEADER, "")
+        check_signature(body, delivery, timestamp, headers.get(SIGNATURE_HEADER, ""), secret)
+        name = _changed_name(body)
+        if not self._deliveries.is_new(delivery):
+            return {"status": "seen before"}
+        self._pod.nudge(name)
+        return {"status": "accepted"}
+
+
+class Deliveries:
+    """Ids of the deliveries taken within the time in which their signature is valid."""
+
+    def __init__(self) -> None:
+        self._taken: OrderedDict[str, float] = OrderedDict()
+
+    def is_new(self, delivery: str) -> bool:
+        """Whether a delivery has not been taken before; from now on it has."""
+        now = time.monotonic()
+        # A signature is good from one window before to one window after its time.
+        while self._taken and (
+            next(iter(self._taken.values())) < now - 2 * _WINDOW_S or len(self._taken) > _MAX_REMEMBERED
+        ):
+            self._taken.popitem(last=False)
+        if delivery in self._taken:
+            return False
+        self._taken[delivery] = now
+        return True
+
+
+def check_signature(body: bytes, delivery: str, timestamp: str, signature: str, secret: str) -> None:
+    """Check a delivery.
+
+    Raises:
+        Unauthorized: the signature is missing or wrong, or the delivery is too old or from the future.
+    """
+    expected = webhook_signature(body, delivery, timestamp, secret)
+    if not delivery or not hmac.compare_digest(signature.encode(), expected.encode()):
+        raise Unauthorized("the webhook's signature is missing or wrong: LORAFLEET_WEBHOOK_SECRET must be the same")
+    age = abs(time.time() - float(timestamp)) if timestamp.isdigit() else float("inf")
+    if age > _WINDOW_S:
+        raise Unauthorized(f"the webhook's time is {timestamp!r}, more than {_WINDOW_S} s away: check the clocks")
+
+
+async def _limited_body(request: Request) -> bytes:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > _MAX_BODY:
+            raise InvalidRequest(f"the body is longer than {_MAX_BODY} bytes", field="body")
+    return body
+
+
+def _changed_name(body: bytes) -> str:
+    try:
+        name = json.loads(body)["data"]["name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidRequest("the body has no data.name: send MLflow's webhook format", field="data.name") from error
+    if not isinstance(name, str):
+        raise InvalidRequest(f"data.name is {name!r}, it must be a string", field="data.name")
+    return name

@@ -1,0 +1,28 @@
+"""The application: all routes over one pod."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from lorafleet_serving.api.admin import AdminRoutes
+from lorafleet_serving.api.answer import Asker
+from lorafleet_serving.api.errors import install_handlers
+from lorafleet_serving.api.health import HealthRoutes
+from lorafleet_serving.api.lorax import LoraxRoutes
+from lorafleet_serving.api.metrics import PodMetrics
+from lorafleet_serving.api.openai import OpenAIRoutes
+from lorafleet_serving.pod import Pod
+from lorafleet_serving.version import VERSION
+
+
+def create_app(pod: Pod) -> FastAPI:
+    """The HTTP surface of a pod. Starting and stopping the pod is the caller's business."""
+    app = FastAPI(title="LoRAFleet pod", version=VERSION)
+    metrics = PodMetrics(pod)
+    asker = Asker(pod, metrics)
+    install_handlers(app)
+    app.include_router(OpenAIRoutes(asker).router)
+    app.include_router(LoraxRoutes(asker).router)
+    app.include_router(AdminRoutes(asker).router)
+    app.include_router(HealthRoutes(pod, metrics).router)
+    return app

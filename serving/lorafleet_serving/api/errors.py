@@ -1,0 +1,121 @@
+"""Errors as HTTP answers. The one place where a status is decided, and where both envelopes are written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from lorafleet_contract.exceptions import InvalidTemplate
+from lorafleet_serving.exceptions import (
+    AdapterNotReady,
+    AdapterWithdrawn,
+    Forbidden,
+    GenerationFailed,
+    InvalidRequest,
+    PodUnavailable,
+    PromptTooLong,
+    QueueFull,
+    Unauthorized,
+    UnknownAdapter,
+)
+
+_logger = logging.getLogger(__name__)
+
+LORAX_PATHS = frozenset({"/", "/generate", "/generate_stream", "/tokenize", "/info"})
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """How one kind of error is answered."""
+
+    status: int
+    kind: str
+    """`type` of the OpenAI envelope."""
+    lorax_kind: str
+    """`error_type` of LoRAX: its client raises by it, or by the status where it does not know it."""
+    retry_after_s: int | None = None
+
+
+_ANSWERS: dict[type[Exception], _Answer] = {
+    Unauthorized: _Answer(401, "authentication_error", "unauthorized"),
+    Forbidden: _Answer(403, "permission_error", "forbidden"),
+    UnknownAdapter: _Answer(404, "not_found_error", "not_found"),
+    AdapterNotReady: _Answer(409, "conflict_error", "not_ready", retry_after_s=1),
+    AdapterWithdrawn: _Answer(410, "gone_error", "withdrawn"),
+    PromptTooLong: _Answer(413, "invalid_request_error", "validation"),
+    InvalidRequest: _Answer(422, "invalid_request_error", "validation"),
+    InvalidTemplate: _Answer(422, "invalid_request_error", "validation"),
+    QueueFull: _Answer(429, "rate_limit_error", "overloaded", retry_after_s=1),
+    GenerationFailed: _Answer(500, "server_error", "generation"),
+    PodUnavailable: _Answer(503, "unavailable_error", "unavailable", retry_after_s=2),
+}
+_OWN_FAULT = _Answer(500, "server_error", "generation")
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Have the application answer every error through this module."""
+    for kind in _ANSWERS:
+        app.add_exception_handler(kind, _answer_known)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(Exception, _answer_own_fault)
+
+
+def envelope(error: Exception, *, lorax: bool) -> dict[str, Any]:
+    """The body that tells of an error, in an answer or as an event of a stream."""
+    answer = _ANSWERS.get(type(error), _OWN_FAULT)
+    message = str(error) if answer is not _OWN_FAULT else "internal error: see the pod's log"
+    return _envelope(message, answer, _parameter(error), lorax=lorax)
+
+
+def _answer_known(request: Request, error: Exception) -> JSONResponse:
+    answer = _ANSWERS[type(error)]
+    return _response(request, str(error), answer, _parameter(error))
+
+
+def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first: Mapping[str, Any] = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    message = f"{place or 'body'}: {first['msg']}"
+    return _response(request, message, _ANSWERS[InvalidRequest], place or None)
+
+
+def _answer_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    answer = _Answer(error.status_code, "invalid_request_error", "not_found")
+    return _response(request, str(error.detail), answer, None)
+
+
+def _answer_own_fault(request: Request, error: Exception) -> JSONResponse:
+    _logger.error("request %s %s failed", request.method, request.url.path, exc_info=error)
+    return _response(request, "internal error: see the pod's log", _OWN_FAULT, None)
+
+
+def _response(request: Request, message: str, answer: _Answer, parameter: str | None) -> JSONResponse:
+    body = _envelope(message, answer, parameter, lorax=request.url.path in LORAX_PATHS)
+    headers = {}
+    if answer.retry_after_s is not None:
+        headers["Retry-After"] = str(answer.retry_after_s)
+    if answer.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(body, answer.status, headers)
+
+
+def _envelope(message: str, answer: _Answer, parameter: str | None, *, lorax: bool) -> dict[str, Any]:
+    if lorax:
+        return {"error": message, "error_type": answer.lorax_kind}
+    return {"error": {"message": message, "type": answer.kind, "param": parameter, "code": answer.status}}
+
+
+def _parameter(error: Exception) -> str | None:
+    if isinstance(error, InvalidRequest):
+        return error.field
+    return "variables" if isinstance(error, InvalidTemplate) else None

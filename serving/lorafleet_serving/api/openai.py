@@ -1,0 +1,260 @@
+"""The OpenAI dialect: completions, chat completions, models."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from lorafleet_serving.api.answer import Answer, Asker, Question, WholeAnswer
+from lorafleet_serving.api.schemas import (
+    MAX_PROMPTS,
+    MAX_STOP_STRINGS,
+    ChatRequest,
+    CompletionRequest,
+    Prompt,
+    SamplingFields,
+)
+from lorafleet_serving.api.sse import CLIENT_GONE, DONE, EventStream, event, unless_disconnected
+from lorafleet_serving.engine.request import FinishReason, SamplingParams
+from lorafleet_serving.exceptions import InvalidRequest
+
+_DEFAULT_COMPLETION_TOKENS = 16
+"""OpenAI's default of the legacy route."""
+
+Json = dict[str, Any]
+ChoiceWriter = Callable[[int, WholeAnswer], Json]
+
+
+class OpenAIRoutes:
+    """Routes under `/v1`."""
+
+    def __init__(self, asker: Asker) -> None:
+        self._asker = asker
+        self._pod = asker.pod
+        self.router = APIRouter(tags=["OpenAI"])
+        self.router.add_api_route("/v1/completions", self.complete, methods=["POST"], response_model=None)
+        self.router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
+        self.router.add_api_route("/v1/models", self.models, methods=["GET"])
+
+    async def complete(self, body: CompletionRequest, request: Request) -> Response:
+        """Continue a prompt, or fill an adapter's template with `variables`."""
+        _require_one("prompt", body.prompt, body.variables)
+        prompts = [None] if body.prompt is None else _split_prompts(body.prompt)
+        if body.stream and len(prompts) > 1:
+            raise InvalidRequest(f"prompt holds {len(prompts)} prompts: a stream takes one", field="prompt")
+        is_admin = self._asker.is_admin(request)
+        questions = [
+            Question(
+                model=body.model,
+                is_admin=is_admin,
+                sampling=_sampling(body),
+                max_tokens=body.max_tokens,
+                max_tokens_field="max_tokens",
+                default_max_tokens=_DEFAULT_COMPLETION_TOKENS,
+                stop=_stop(body),
+                text=prompt if isinstance(prompt, str) else None,
+                token_ids=prompt if isinstance(prompt, tuple) else None,
+                variables=body.variables,
+            )
+            for prompt in prompts
+        ]
+        if body.stream:
+            return await self._stream(questions[0], body, _TextChunks)
+        return await self._answer(request, questions, "cmpl", "text_completion", _text_choice)
+
+    async def chat(self, body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation through the base model's chat template, or `variables` through the adapter's."""
+        _require_one("messages", body.messages, body.variables)
+        messages = None
+        if body.messages is not None:
+            messages = [{"role": message.role, "content": message.text} for message in body.messages]
+        field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        question = Question(
+            model=body.model,
+            is_admin=self._asker.is_admin(request),
+            sampling=_sampling(body),
+            max_tokens=getattr(body, field),
+            max_tokens_field=field,
+            stop=_stop(body),
+            messages=messages,
+            variables=body.variables,
+        )
+        if body.stream:
+            return await self._stream(question, body, _ChatChunks)
+        return await self._answer(request, [question], "chatcmpl", "chat.completion", _chat_choice)
+
+    async def models(self) -> Json:
+        """The base model, and every adapter that can be asked for by its bare name."""
+        config = self._pod.config
+        base = _model(config.base_id, root=str(config.engine.model), parent=None)
+        base |= {"digest": self._pod.base_digest, "state": "ready" if self._pod.engine.is_ready else "loading"}
+        base |= {"max_model_len": self._pod.engine.facts.max_model_len if self._pod.engine.facts else None}
+        data = [base]
+        for name, adapter in sorted(self._pod.catalog.adapters.items()):
+            version = adapter.versions.get(adapter.serving or 0)
+            if version is not None and version.state is not None:
+                entry = _model(name, root=version.address or version.registered.source, parent=config.base_id)
+                facts = {"version": adapter.serving, "digest": version.digest, "state": version.state.value}
+                data.append(entry | facts)
+        return {"object": "list", "data": data}
+
+    async def _answer(
+        self, request: Request, questions: Sequence[Question], prefix: str, kind: str, write: ChoiceWriter
+    ) -> Response:
+        answers: list[Answer] = []
+        try:
+            for question in questions:
+                answers.append(await self._asker.ask(question))
+            whole = await unless_disconnected(request, _gather(answers))
+        finally:
+            for answer in answers:
+                answer.close()
+        if whole is None:
+            return Response(status_code=CLIENT_GONE)
+        body = _head(prefix, kind, answers[0].model)
+        body["choices"] = [write(index, item) for index, item in enumerate(whole)]
+        body["usage"] = _usage(sum(item.num_prompt for item in answers), sum(item.num_tokens for item in whole))
+        return JSONResponse(body, headers=answers[0].headers)
+
+    async def _stream(self, question: Question, body: SamplingFields, chunks: type[_Chunks]) -> Response:
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        answer = await self._asker.ask(question)
+        events = chunks(answer, with_usage=with_usage).events()
+        return EventStream(events, answer.headers, answer.close, lorax=False)
+
+
+class _Chunks:
+    """Writes one streamed answer. Subclasses say what a choice looks like."""
+
+    prefix = ""
+    kind = ""
+
+    def __init__(self, answer: Answer, *, with_usage: bool) -> None:
+        self._answer = answer
+        self._with_usage = with_usage
+        self._head = _head(self.prefix, self.kind, answer.model)
+
+    async def events(self) -> AsyncIterator[str]:
+        """All events of the stream."""
+        first = self.opening()
+        if first is not None:
+            yield self._chunk(first)
+        async for piece in self._answer.pieces():
+            if piece.text or piece.finish_reason is not None:
+                reason = None if piece.finish_reason is None else _finish_reason(piece.finish_reason)
+                yield self._chunk(self.choice(piece.text, reason))
+        if self._with_usage:
+            usage = _usage(self._answer.num_prompt, self._answer.num_tokens)
+            yield event({**self._head, "choices": [], "usage": usage})
+        yield DONE
+
+    def opening(self) -> Json | None:
+        """A choice sent before any text."""
+        return None
+
+    def choice(self, text: str, reason: str | None) -> Json:
+        """A choice that carries text, the end, or both."""
+        raise NotImplementedError
+
+    def _chunk(self, choice: Json) -> str:
+        chunk = {**self._head, "choices": [{"index": 0, **choice, "logprobs": None}]}
+        # With usage asked for, every chunk before the last one carries the field too.
+        return event({**chunk, "usage": None} if self._with_usage else chunk)
+
+
+class _TextChunks(_Chunks):
+    prefix = "cmpl"
+    kind = "text_completion"
+
+    def choice(self, text: str, reason: str | None) -> Json:
+        return {"text": text, "finish_reason": reason}
+
+
+class _ChatChunks(_Chunks):
+    prefix = "chatcmpl"
+    kind = "chat.completion.chunk"
+
+    def opening(self) -> Json | None:
+        return {"delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+
+    def choice(self, text: str, reason: str | None) -> Json:
+        return {"delta": {"content": text} if text else {}, "finish_reason": reason}
+
+
+async def _gather(answers: Sequence[Answer]) -> list[WholeAnswer]:
+    return list(await asyncio.gather(*(answer.whole() for answer in answers)))
+
+
+def _require_one(field: str, value: object, variables: object) -> None:
+    if (value is None) == (variables is None):
+        raise InvalidRequest(f"send either {field} or variables, exactly one of them", field=field)
+
+
+def _split_prompts(prompt: Prompt) -> list[str | tuple[int, ...]]:
+    if isinstance(prompt, str):
+        return [prompt]
+    if not 1 <= len(prompt) <= MAX_PROMPTS and not isinstance(prompt[0] if prompt else None, int):
+        raise InvalidRequest(f"prompt holds {len(prompt)} prompts, it must hold 1 to {MAX_PROMPTS}", field="prompt")
+    found: list[str | tuple[int, ...]] = []
+    numbers: list[int] = []
+    for item in prompt:
+        if isinstance(item, int):
+            numbers.append(item)
+        else:
+            found.append(item if isinstance(item, str) else tuple(item))
+    return [*found, tuple(numbers)] if numbers else found
+
+
+def _sampling(body: SamplingFields) -> SamplingParams:
+    return SamplingParams(
+        temperature=body.temperature or 0.0,
+        top_k=None if body.top_k in (0, -1) else body.top_k,
+        top_p=body.top_p,
+        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        seed=body.seed,
+        ignore_eos=body.ignore_eos,
+    )
+
+
+def _stop(body: SamplingFields) -> tuple[str, ...] | None:
+    stop = body.stop_strings
+    if stop is not None and (len(stop) > MAX_STOP_STRINGS or not all(stop)):
+        raise InvalidRequest(f"stop must be at most {MAX_STOP_STRINGS} strings, none of them empty", field="stop")
+    return stop
+
+
+def _head(prefix: str, kind: str, model: str) -> Json:
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
+
+
+def _usage(num_prompt: int, num_generated: int) -> Json:
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_generated,
+        "total_tokens": num_prompt + num_generated,
+    }
+
+
+def _finish_reason(reason: FinishReason) -> str:
+    return "length" if reason is FinishReason.LENGTH else "stop"
+
+
+def _text_choice(index: int, answer: WholeAnswer) -> Json:
+    reason = _finish_reason(answer.finish_reason)
+    return {"index": index, "text": answer.text, "logprobs": None, "finish_reason": reason}
+
+
+def _chat_choice(index: int, answer: WholeAnswer) -> Json:
+    message = {"role": "assistant", "content": answer.text}
+    reason = _finish_reason(answer.finish_reason)
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+
+
+def _model(model_id: str, *, root: str, parent: str | None) -> Json:
+    return {"id": model_id, "object": "model", "created": 0, "owned_by": "lorafleet", "root": root, "parent": parent}

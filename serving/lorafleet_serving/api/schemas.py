@@ -1,0 +1,98 @@
+"""Request bodies of the OpenAI dialect. Unknown fields are refused, so that nothing is ignored in silence."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
+
+MAX_STOP_STRINGS = 16
+MAX_PROMPTS = 64
+
+Prompt = str | list[StrictInt] | list[str] | list[list[StrictInt]]
+
+
+class RequestBody(BaseModel):
+    """Base of all request bodies."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class StreamOptions(RequestBody):
+    """Options of a streamed answer."""
+
+    include_usage: bool = False
+
+
+class SamplingFields(RequestBody):
+    """What both OpenAI routes share. Their ranges are those of `SamplingParams`."""
+
+    model: str = Field("", description="`name`, `name@alias`, `name:version` (admin), or the base model")
+    variables: dict[str, Any] | None = Field(None, description="Values for the adapter's own prompt template")
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, description="0, greedy, unless set: adapters are evaluated greedily")
+    top_p: float | None = None
+    top_k: int | None = Field(None, description="0 and -1 switch it off")
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    ignore_eos: bool = False
+    stop: str | list[str] | None = None
+    user: str | None = Field(None, description="Accepted and not used")
+    # Fields that clients send at their neutral value; any other value is refused rather than ignored.
+    n: Literal[1] | None = None
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+
+    @property
+    def stop_strings(self) -> tuple[str, ...] | None:
+        """Stop strings as a tuple; None when none were sent."""
+        if self.stop is None:
+            return None
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class CompletionRequest(SamplingFields):
+    """Body of `/v1/completions`: `prompt` or `variables`."""
+
+    prompt: Prompt | None = None
+    max_tokens: int | None = None
+    echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None
+    suffix: None = None
+    logprobs: None = None
+    logit_bias: None = None
+
+
+class TextPart(RequestBody):
+    """A part of a message that consists of several."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(RequestBody):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The message's text."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatRequest(SamplingFields):
+    """Body of `/v1/chat/completions`: `messages` or `variables`."""
+
+    messages: list[ChatMessage] | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: Literal[False] | None = None
+    top_logprobs: None = None
+    logit_bias: None = None
+    tools: None = None
+    tool_choice: Literal["none"] | None = None
+    response_format: None = None

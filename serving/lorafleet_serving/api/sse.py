@@ -1,0 +1,80 @@
+"""Server-sent events, and what happens when a client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from lorafleet_serving.api.errors import envelope
+from lorafleet_serving.exceptions import ServingError
+
+_logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+DONE = "data: [DONE]\n\n"
+CLIENT_GONE = 499
+"""Status of an answer that nobody waits for any more; no client sees it."""
+
+
+def event(body: Mapping[str, Any]) -> str:
+    """One event."""
+    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+class EventStream(StreamingResponse):
+    """Answers with events; an error on the way becomes the last one, since the status has gone out already.
+
+    `on_end` is called however the stream ends, even when the client left before it began.
+    """
+
+    def __init__(
+        self, events: AsyncIterator[str], headers: Mapping[str, str], on_end: Callable[[], None], *, lorax: bool
+    ) -> None:
+        extra = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(_guarded(events, lorax), media_type="text/event-stream", headers={**headers, **extra})
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_end()
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """The result of some work; cancels it and gives None when the client has gone."""
+    task = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        for started in (task, leaving):
+            started.cancel()
+            with suppress(asyncio.CancelledError):
+                await started
+
+
+async def _guarded(events: AsyncIterator[str], lorax: bool) -> AsyncIterator[str]:
+    try:
+        async for item in events:
+            yield item
+    except ServingError as error:
+        yield event(envelope(error, lorax=lorax))
+    except Exception as error:
+        _logger.exception("a stream failed")
+        yield event(envelope(error, lorax=lorax))
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

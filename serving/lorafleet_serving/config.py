@@ -1,0 +1,230 @@
+"""Settings of the pod: from flags, else `LORAFLEET_*` variables, else the defaults of the classes here.
+
+Secrets come from variables alone, since flags show in the process list. Read once, at start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lorafleet_contract.registry import RegistryEndpoint
+from lorafleet_serving.engine.config import EngineConfig
+from lorafleet_serving.exceptions import InvalidSetting
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class FetcherConfig:
+    """Settings of the fetcher process. Credentials of S3 come from the usual AWS variables."""
+
+    cache_dir: Path
+    s3_endpoint: str | None = None
+    """None is AWS itself."""
+    disk_bytes: int = 20 * GIB
+    max_adapter_bytes: int = 2 * GIB
+    fetch_concurrency: int = 4
+    max_rank: int = 256
+    """Highest adapter rank that is served."""
+    gate_key: str | None = field(default=None, repr=False)
+    """Key that gate reports are signed with."""
+
+    def __post_init__(self) -> None:
+        _check("disk_bytes", self.disk_bytes, self.disk_bytes >= 1 << 20, "at least 1 MiB")
+        _check("max_adapter_bytes", self.max_adapter_bytes, self.max_adapter_bytes >= 1, "at least 1")
+        if self.max_adapter_bytes > self.disk_bytes:
+            raise InvalidSetting(
+                f"max_adapter_bytes is {self.max_adapter_bytes}, above disk_bytes {self.disk_bytes}: "
+                "lower the first or raise the second"
+            )
+        _check("fetch_concurrency", self.fetch_concurrency, 1 <= self.fetch_concurrency <= 64, "between 1 and 64")
+        _check("max_rank", self.max_rank, self.max_rank >= 1, "at least 1")
+        endpoint = self.s3_endpoint
+        _check("s3_endpoint", endpoint, endpoint is None or _is_url(endpoint), "an http:// or https:// address")
+
+
+@dataclass(frozen=True)
+class PodConfig:
+    """Everything the pod is told at start."""
+
+    engine: EngineConfig
+    fetcher: FetcherConfig
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_name: str = ""
+    """Public id of the base model; the name of its folder unless set."""
+    pod_id: str = ""
+    """Name of this replica in reports; host name and port unless set."""
+    registry: RegistryEndpoint | None = None
+    """None serves the base model alone."""
+    poll_interval_s: float = 2.0
+    max_waiting: int = 256
+    smoke_tokens: int = 4
+    drain_limit_s: float = 30.0
+    refusal_recheck_s: float = 30.0
+    """How often the files of a refused version are looked at for a change."""
+    admin_token: str | None = field(default=None, repr=False)
+    webhook_secret: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not (self.engine.model / "config.json").is_file():
+            raise InvalidSetting(
+                f"model folder {self.engine.model} holds no config.json: give the folder of the base model with --model"
+            )
+        _check("port", self.port, 0 <= self.port <= 65535, "between 0 and 65535")
+        _check("poll_interval_s", self.poll_interval_s, 0.05 <= self.poll_interval_s <= 3600, "between 0.05 and 3600")
+        _check("max_waiting", self.max_waiting, self.max_waiting >= 1, "at least 1")
+        _check("smoke_tokens", self.smoke_tokens, 1 <= self.smoke_tokens <= 8, "between 1 and 8")
+        _check("drain_limit_s", self.drain_limit_s, self.drain_limit_s >= 0, "at least 0")
+        _check("refusal_recheck_s", self.refusal_recheck_s, self.refusal_recheck_s > 0, "above 0")
+        if self.registry is not None:
+            _check("registry_url", self.registry.url, _is_url(self.registry.url), "an http:// or https:// address")
+            if not self.fetcher.gate_key:
+                raise InvalidSetting(
+                    "gate_key is not set, so no adapter of the registry could be verified: "
+                    "set LORAFLEET_GATE_KEY to the key of the pipeline"
+                )
+
+    @property
+    def base_id(self) -> str:
+        """Id of the base model in requests and answers."""
+        return self.served_name or self.engine.model.resolve().name
+
+    @property
+    def replica_id(self) -> str:
+        """Name of this pod in its reports."""
+        return self.pod_id or f"{platform.node()}:{self.port}"
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """One setting that a flag or a variable gives."""
+
+    owner: type
+    name: str
+    parse: Callable[[str], Any]
+    help: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.removesuffix("_s").replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "LORAFLEET_" + self.name.upper()
+
+    @property
+    def default(self) -> object:
+        found = next(item for item in fields(self.owner) if item.name == self.name)
+        return None if found.default is MISSING else found.default
+
+
+_SETTINGS = (
+    _Setting(PodConfig, "host", str, "address to listen on"),
+    _Setting(PodConfig, "port", int, "port to listen on; 0 takes a free one"),
+    _Setting(PodConfig, "served_name", str, "public id of the base model; its folder's name unless set"),
+    _Setting(PodConfig, "pod_id", str, "name of this replica; host name and port unless set"),
+    _Setting(PodConfig, "poll_interval_s", float, "seconds between looks at the registry"),
+    _Setting(FetcherConfig, "max_rank", int, "highest adapter rank that is served"),
+    _Setting(PodConfig, "max_waiting", int, "requests that may wait before 429 is answered"),
+    _Setting(PodConfig, "smoke_tokens", int, "tokens of the smoke test of a new version, at most 8"),
+    _Setting(PodConfig, "drain_limit_s", float, "seconds that running requests get after SIGTERM"),
+    _Setting(PodConfig, "refusal_recheck_s", float, "seconds between looks at the files of a refused version"),
+    _Setting(FetcherConfig, "cache_dir", Path, "folder of the disk tier"),
+    _Setting(FetcherConfig, "s3_endpoint", str, "address of the S3 service; AWS unless set"),
+    _Setting(FetcherConfig, "disk_bytes", int, "byte budget of the disk tier"),
+    _Setting(FetcherConfig, "max_adapter_bytes", int, "largest weights file that is downloaded"),
+    _Setting(FetcherConfig, "fetch_concurrency", int, "downloads at a time"),
+    _Setting(EngineConfig, "device", str, "device of the engine: cpu or cuda"),
+    _Setting(EngineConfig, "dtype", str, "number format of the base model, or auto"),
+    _Setting(EngineConfig, "max_num_seqs", int, "sequences in one batch"),
+    _Setting(EngineConfig, "max_batched_tokens", int, "token budget of one step"),
+    _Setting(EngineConfig, "block_size", int, "tokens in a KV block"),
+    _Setting(EngineConfig, "kv_cache_bytes", int, "size of the KV cache"),
+    _Setting(EngineConfig, "max_model_len", int, "longest sequence, prompt and answer together"),
+    _Setting(EngineConfig, "adapter_device_bytes", int, "byte budget of adapters on the device"),
+    _Setting(EngineConfig, "adapter_host_bytes", int, "byte budget of adapters in host memory"),
+    _Setting(EngineConfig, "num_threads", int, "threads of the computation"),
+)
+
+
+def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> PodConfig:
+    """Read the settings from flags and variables.
+
+    Raises:
+        InvalidSetting: one has a bad value or is missing.
+    """
+    options = vars(_parser().parse_args(arguments))
+    given: dict[type, dict[str, Any]] = {PodConfig: {}, FetcherConfig: {}, EngineConfig: {}}
+    for setting in _SETTINGS:
+        text = options[setting.name] if options[setting.name] is not None else environment.get(setting.variable)
+        if text:
+            given[setting.owner][setting.name] = _parse(setting, text)
+    model = options["model"] or environment.get("LORAFLEET_BASE_MODEL")
+    if not model:
+        raise InvalidSetting("model is not set: give the folder of the base model with --model or LORAFLEET_BASE_MODEL")
+    home = Path(environment.get("LORAFLEET_HOME") or Path.home() / ".lorafleet")
+    given[FetcherConfig].setdefault("cache_dir", home / "cache")
+    try:
+        engine = EngineConfig(model=Path(model), **given[EngineConfig])
+    except ValueError as error:
+        raise InvalidSetting(str(error)) from error
+    return PodConfig(
+        engine=engine,
+        fetcher=FetcherConfig(gate_key=environment.get("LORAFLEET_GATE_KEY") or None, **given[FetcherConfig]),
+        registry=_registry(options["registry_url"], environment),
+        admin_token=environment.get("LORAFLEET_ADMIN_TOKEN") or None,
+        webhook_secret=environment.get("LORAFLEET_WEBHOOK_SECRET") or None,
+        **given[PodConfig],
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lorafleet_serving",
+        description="Serve a base model and the LoRA adapters of a registry. Flags are LORAFLEET_* variables too.",
+        epilog="Secrets are variables only: LORAFLEET_ADMIN_TOKEN, LORAFLEET_GATE_KEY, LORAFLEET_WEBHOOK_SECRET.",
+    )
+    parser.add_argument("--model", help="folder of the base model (LORAFLEET_BASE_MODEL)")
+    parser.add_argument("--registry-url", help="address of MLflow (LORAFLEET_MLFLOW_URL); unset serves the base alone")
+    for setting in _SETTINGS:
+        default = "" if setting.default in (None, "") else f" (default {setting.default})"
+        parser.add_argument(setting.flag, dest=setting.name, help=setting.help + default)
+    return parser
+
+
+def _parse(setting: _Setting, text: str) -> object:
+    try:
+        return setting.parse(text)
+    except ValueError as error:
+        raise InvalidSetting(
+            f"{setting.name} is {text!r}, it must be of type {setting.parse.__name__}: "
+            f"set {setting.flag} or {setting.variable}"
+        ) from error
+
+
+def _registry(flag: str | None, environment: Mapping[str, str]) -> RegistryEndpoint | None:
+    url = flag or environment.get("LORAFLEET_MLFLOW_URL")
+    if not url:
+        return None
+    return RegistryEndpoint(
+        url=url,
+        username=environment.get("MLFLOW_TRACKING_USERNAME"),
+        password=environment.get("MLFLOW_TRACKING_PASSWORD"),
+        token=environment.get("MLFLOW_TRACKING_TOKEN"),
+    )
+
+
+def _is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
+
+
+def _check(name: str, value: object, valid: bool, limit: str) -> None:
+    if not valid:
+        raise InvalidSetting(f"{name} is {value!r}, it must be {limit}: set LORAFLEET_{name.upper()} or its flag")

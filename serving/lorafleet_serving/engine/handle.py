@@ -1,0 +1,220 @@
+"""The front's side of the engine process: requests as streams, loads as futures, crashes as errors.
+
+Everything here runs on the front's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from lorafleet_serving.child import ChildProcess
+from lorafleet_serving.engine.config import EngineConfig
+from lorafleet_serving.engine.messages import (
+    Abort,
+    AdapterLoaded,
+    AdapterRefused,
+    AdapterUnloaded,
+    EngineEvent,
+    EngineFailed,
+    EngineReady,
+    EngineStats,
+    Generate,
+    LoadAdapter,
+    Shutdown,
+    Tokens,
+    UnloadAdapter,
+)
+from lorafleet_serving.engine.process import engine_main
+from lorafleet_serving.engine.request import FinishReason, GenerationRequest, TokenOutput
+from lorafleet_serving.exceptions import AdapterRefusal, GenerationFailed, PodUnavailable, QueueFull
+
+_logger = logging.getLogger(__name__)
+
+
+class EngineHandle:
+    """Speaks with the engine process and keeps it alive.
+
+    `on_ready` is called when the engine takes requests, `on_down` when it died, `on_failure` with the
+    reason when the base model cannot be served at all.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        max_waiting: int,
+        on_ready: Callable[[], None],
+        on_down: Callable[[], None],
+        on_failure: Callable[[str], None],
+    ) -> None:
+        self._max_waiting = max_waiting
+        self._on_ready = on_ready
+        self._on_down = on_down
+        self._on_failure = on_failure
+        self._child = ChildProcess("engine", engine_main, config, on_event=self._receive, on_exit=self._died)
+        self._streams: dict[str, TokenStream] = {}
+        self._loads: dict[str, asyncio.Future[None]] = {}
+        self._ready = asyncio.Event()
+        self.loaded: set[str] = set()
+        """Digests that the engine holds in host memory."""
+        self.facts: EngineReady | None = None
+        """What the engine said of itself when it last became ready; kept while it restarts."""
+        self.stats: EngineStats | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine takes requests."""
+        return self._ready.is_set()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs, be it only loading."""
+        return self._child.pid is not None
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests that have not ended."""
+        return len(self._streams)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have no token yet."""
+        return sum(not stream.started for stream in self._streams.values())
+
+    def start(self) -> None:
+        """Spawn the process."""
+        self._child.start()
+
+    async def stop(self) -> None:
+        """End the process."""
+        self._ready.clear()
+        await self._child.stop(Shutdown())
+
+    async def wait_ready(self) -> None:
+        """Wait until the engine takes requests."""
+        await self._ready.wait()
+
+    def submit(self, request: GenerationRequest, *, limited: bool = True) -> TokenStream:
+        """Send a request. `limited` says whether it may be turned away because others wait.
+
+        Raises:
+            PodUnavailable: the engine is down.
+            QueueFull: as many requests as may wait are waiting.
+        """
+        if not self.is_ready:
+            raise PodUnavailable("the engine is starting: try again in a few seconds")
+        if limited and self.num_waiting >= self._max_waiting:
+            raise QueueFull(f"{self.num_waiting} requests wait already, the limit is {self._max_waiting}: try later")
+        stream = TokenStream(request.request_id, self._finish)
+        self._streams[request.request_id] = stream
+        self._child.send(Generate(request))
+        return stream
+
+    async def load(self, digest: str, folder: str) -> None:
+        """Bring an adapter into the engine's host memory.
+
+        Raises:
+            AdapterRefusal: the engine does not serve such an adapter.
+            PodUnavailable: the engine is down, or died meanwhile.
+        """
+        if not self.is_ready:
+            raise PodUnavailable("the engine is starting")
+        if digest in self.loaded:
+            return
+        future = self._loads.get(digest)
+        if future is None:
+            future = asyncio.get_running_loop().create_future()
+            self._loads[digest] = future
+            self._child.send(LoadAdapter(digest, folder))
+        await asyncio.shield(future)
+
+    def unload(self, digest: str) -> None:
+        """Let the engine drop an adapter once no request uses it."""
+        self.loaded.discard(digest)
+        self._child.send(UnloadAdapter(digest))
+
+    def _receive(self, event: EngineEvent) -> None:
+        match event:
+            case Tokens(outputs):
+                for output in outputs:
+                    if stream := self._streams.get(output.request_id):
+                        stream.feed(output)
+            case EngineStats():
+                self.stats = event
+            case AdapterLoaded(digest):
+                self.loaded.add(digest)
+                self._loads.pop(digest).set_result(None)
+            case AdapterRefused(digest, reason):
+                self._loads.pop(digest).set_exception(AdapterRefusal(reason))
+            case AdapterUnloaded():
+                pass  # `unload` has forgotten it already, so that nothing is sent to it meanwhile.
+            case EngineReady():
+                self.facts = event
+                self._ready.set()
+                self._on_ready()
+            case EngineFailed(reason):
+                self._on_failure(reason)
+
+    def _died(self) -> None:
+        self._ready.clear()
+        self.loaded.clear()
+        self.stats = None
+        error = PodUnavailable("the engine process ended and is started again: try again in a few seconds")
+        for stream in list(self._streams.values()):
+            stream.fail(error)
+        for future in self._loads.values():
+            future.set_exception(error)
+            future.exception()  # Retrieved here, since the one who asked may have been cancelled.
+        self._loads.clear()
+        self._on_down()
+
+    def _finish(self, stream: TokenStream) -> None:
+        self._streams.pop(stream.request_id, None)
+        if not stream.ended:
+            self._child.send(Abort(stream.request_id))
+
+
+class TokenStream:
+    """The tokens of one request, as they come. Must be closed; closing early aborts the request."""
+
+    def __init__(self, request_id: str, on_close: Callable[[TokenStream], None]) -> None:
+        self.request_id = request_id
+        self.started = False
+        """Whether the engine has answered anything."""
+        self.ended = False
+        self._on_close = on_close
+        self._arrived: asyncio.Queue[TokenOutput | Exception] = asyncio.Queue()
+
+    def feed(self, output: TokenOutput) -> None:
+        """Add what a step produced."""
+        self.started = True
+        self.ended = self.ended or output.finish_reason is not None
+        self._arrived.put_nowait(output)
+
+    def fail(self, error: Exception) -> None:
+        """End the stream with an error."""
+        self.started = self.ended = True
+        self._arrived.put_nowait(error)
+
+    def close(self) -> None:
+        """Give up the request, if it has not ended."""
+        self._on_close(self)
+
+    async def __aiter__(self) -> AsyncIterator[TokenOutput]:
+        """Every output up to the one with a finish reason.
+
+        Raises:
+            PodUnavailable: the engine died.
+            GenerationFailed: the engine gave up on the request.
+        """
+        while True:
+            item = await self._arrived.get()
+            if isinstance(item, Exception):
+                raise item
+            if item.finish_reason is FinishReason.ERROR:
+                raise GenerationFailed(item.error or "the engine gave no reason")
+            yield item
+            if item.finish_reason is not None:
+                return

@@ -1,0 +1,63 @@
+"""Memory of the paged KV cache."""
+
+from __future__ import annotations
+
+import torch
+
+from lorafleet_serving.engine.config import EngineConfig
+from lorafleet_serving.exceptions import InvalidSetting
+from lorafleet_serving.kernels.attention_plan import LayerCache
+from lorafleet_serving.models.kv_shape import KvShape
+
+_CPU_BYTES = 1 << 30
+_GPU_SHARE = 0.8
+"""Share of the free GPU memory; the rest is for activations and adapters."""
+
+
+class KvCache:
+    """Blocks of all layers, and one more block that is never written and stands for padding."""
+
+    def __init__(self, shape: KvShape, config: EngineConfig, dtype: torch.dtype, device: torch.device) -> None:
+        num_bytes = config.kv_cache_bytes or _default_bytes(device, config.adapter_device_bytes)
+        self.block_size = config.block_size
+        self.num_blocks = num_bytes // (shape.num_bytes_per_token(dtype) * config.block_size)
+        if self.num_blocks < 1:
+            raise InvalidSetting(
+                f"kv_cache_bytes is {num_bytes}, one block takes "
+                f"{shape.num_bytes_per_token(dtype) * config.block_size}: raise it"
+            )
+        num_slots = (self.num_blocks + 1) * config.block_size
+        # Zeros, not empty: padding is read, and what is not finite would spread through a weight of zero.
+        self.layers = tuple(
+            LayerCache(*torch.zeros(2, shape.num_kv_heads, num_slots, shape.head_dim, dtype=dtype, device=device))
+            for _ in range(shape.num_layers)
+        )
+
+    @property
+    def padding_block(self) -> int:
+        """The block that is never written."""
+        return self.num_blocks
+
+    def longest_sequence(self, wanted: int | None, max_positions: int) -> int:
+        """Most tokens that one sequence may have: what is wanted, or else what cache and model allow.
+
+        Raises:
+            InvalidSetting: more is wanted than the cache or the model can take.
+        """
+        num_slots = self.num_blocks * self.block_size
+        if wanted is None:
+            return min(max_positions, num_slots)
+        if wanted > max_positions:
+            raise InvalidSetting(f"max_model_len is {wanted}, the base model takes {max_positions} tokens: lower it")
+        if wanted > num_slots:
+            raise InvalidSetting(
+                f"max_model_len is {wanted}, the KV cache holds {num_slots} tokens: lower it or raise kv_cache_bytes"
+            )
+        return wanted
+
+
+def _default_bytes(device: torch.device, adapter_bytes: int) -> int:
+    if device.type != "cuda":
+        return _CPU_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(int((free - adapter_bytes) * _GPU_SHARE), 1)

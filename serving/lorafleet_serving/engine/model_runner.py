@@ -1,0 +1,34 @@
+"""Runs one step of the model over the chunks that the scheduler chose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence as Rows
+
+import torch
+from torch import Tensor
+
+from lorafleet_serving.engine.batch_builder import BatchBuilder
+from lorafleet_serving.engine.kv_cache import KvCache
+from lorafleet_serving.engine.scheduler import Chunk
+from lorafleet_serving.kernels.segments import AdapterSites
+from lorafleet_serving.models.registry import LanguageModel
+
+
+class ModelRunner:
+    """Owns the base model and its KV cache."""
+
+    def __init__(self, model: LanguageModel, kv_cache: KvCache, dtype: torch.dtype, device: torch.device) -> None:
+        self._model = model
+        self._kv_cache = kv_cache
+        self._builder = BatchBuilder(kv_cache.block_size, kv_cache.padding_block, dtype, device)
+
+    @torch.inference_mode()
+    def run(self, chunks: Rows[Chunk], adapter_of: Callable[[str], AdapterSites]) -> Tensor | None:
+        """Compute chunks that are ordered by adapter.
+
+        Returns:
+            fp32 logits [num_sampled, vocab_size] of the chunks that sample, in their order; None if none does.
+        """
+        batch = self._builder.build(chunks, adapter_of)
+        logits = self._model.forward(batch, self._kv_cache.layers)
+        return logits if logits.shape[0] else None

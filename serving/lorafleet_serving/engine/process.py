@@ -1,0 +1,143 @@
+"""The engine process: takes commands from the pipe, steps the engine while there is work, posts tokens.
+
+The main thread computes; another thread reads the pipe, so that the loop never waits for it, and ends
+the process at once when the front is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorafleet_serving.engine.config import EngineConfig
+from lorafleet_serving.engine.messages import (
+    Abort,
+    AdapterLoaded,
+    AdapterRefused,
+    AdapterUnloaded,
+    EngineCommand,
+    EngineFailed,
+    EngineReady,
+    Generate,
+    LoadAdapter,
+    Shutdown,
+    Tokens,
+    UnloadAdapter,
+)
+from lorafleet_serving.engine.request import FinishReason, TokenOutput
+from lorafleet_serving.exceptions import AdapterRefusal, ServingError
+
+if TYPE_CHECKING:
+    from lorafleet_serving.engine.engine import Engine
+
+_logger = logging.getLogger(__name__)
+
+_STATS_INTERVAL_S = 0.25
+
+Inbox = queue.SimpleQueue[EngineCommand]
+
+
+class EngineLoop:
+    """Feeds commands into an engine and its results into the pipe."""
+
+    def __init__(self, engine: Engine, pipe: Connection, inbox: Inbox) -> None:
+        self._engine = engine
+        self._pipe = pipe
+        self._inbox = inbox
+        self._next_stats = 0.0
+        self._stopped = False
+
+    def run(self) -> None:
+        """Work until told to shut down."""
+        self._post_ready()
+        while not self._stopped:
+            self._take_commands()
+            if self._engine.has_unfinished():
+                outputs = self._engine.step()
+                if outputs:
+                    self._pipe.send(Tokens(tuple(outputs)))
+            self._post_stats()
+
+    def _take_commands(self) -> None:
+        """Handle what has arrived; wait for something when there is nothing to compute."""
+        if not self._engine.has_unfinished():
+            self._post_stats(at_once=True)
+            self._handle(self._inbox.get())
+        while not self._stopped and not self._inbox.empty():
+            self._handle(self._inbox.get())
+
+    def _handle(self, command: EngineCommand) -> None:
+        match command:
+            case Generate(request):
+                try:
+                    self._engine.add_request(request)
+                except ServingError as error:
+                    output = TokenOutput(request.request_id, None, FinishReason.ERROR, error=str(error))
+                    self._pipe.send(Tokens((output,)))
+            case Abort(request_id):
+                self._engine.abort(request_id)
+            case LoadAdapter(digest, folder):
+                self._load(digest, Path(folder))
+            case UnloadAdapter(digest):
+                self._engine.unload_adapter(digest)
+                self._pipe.send(AdapterUnloaded(digest))
+            case Shutdown():
+                self._stopped = True
+
+    def _load(self, digest: str, folder: Path) -> None:
+        try:
+            num_bytes = self._engine.load_adapter(digest, folder)
+        except AdapterRefusal as error:
+            self._pipe.send(AdapterRefused(digest, str(error)))
+        else:
+            self._pipe.send(AdapterLoaded(digest, num_bytes))
+
+    def _post_ready(self) -> None:
+        stats = self._engine.stats()
+        ready = EngineReady(
+            base_digest=self._engine.base_digest,
+            num_kv_blocks=stats.num_kv_blocks,
+            block_size=self._engine.config.block_size,
+            max_model_len=self._engine.max_model_len,
+        )
+        self._pipe.send(ready)
+
+    def _post_stats(self, *, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if at_once or now >= self._next_stats:
+            self._next_stats = now + _STATS_INTERVAL_S
+            self._pipe.send(self._engine.stats())
+
+
+def engine_main(pipe: Connection, config: EngineConfig) -> None:
+    """Load the base model and serve it until the pipe closes or `Shutdown` comes."""
+    # The front imports this module only to name it: torch belongs into this process alone.
+    from lorafleet_serving.engine.engine import Engine
+
+    inbox: Inbox = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(pipe, inbox), name="commands", daemon=True).start()
+    try:
+        engine = Engine(config)
+    except ServingError as error:
+        pipe.send(EngineFailed(str(error)))
+        return
+    try:
+        EngineLoop(engine, pipe, inbox).run()
+    except Exception:
+        # The state of the batch is unknown after an own bug: a fresh process is the only safe one.
+        _logger.exception("the engine failed")
+        os._exit(1)
+
+
+def _receive(pipe: Connection, inbox: Inbox) -> None:
+    while True:
+        try:
+            inbox.put(pipe.recv())
+        except (EOFError, OSError):
+            os._exit(0)  # The front is gone; nobody waits for the running step.

@@ -1,0 +1,71 @@
+"""Rotary position embedding with the scalings `default`, `linear` and `llama3`.
+
+The two halves of a head rotate against each other, as in the checkpoints that transformers writes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lorafleet_serving.exceptions import UnsupportedModel
+
+
+class Rotation(NamedTuple):
+    """Angles of the rows of one step, the same for all layers."""
+
+    cos: Tensor
+    """[num_tokens, 1, head_dim]"""
+    sin: Tensor
+    """[num_tokens, 1, head_dim], the first half negated"""
+
+
+class RotaryEmbedding:
+    """Table of angles up to the longest sequence."""
+
+    def __init__(
+        self, parameters: Mapping[str, Any], head_dim: int, max_len: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        angles = torch.outer(torch.arange(max_len, dtype=torch.float32), _frequencies(parameters, head_dim))
+        sin = angles.sin()
+        self._cos = torch.cat((angles.cos(), angles.cos()), dim=-1).to(device, dtype)  # [max_len, head_dim]
+        self._sin = torch.cat((-sin, sin), dim=-1).to(device, dtype)  # [max_len, head_dim]
+
+    def rotation(self, positions: Tensor) -> Rotation:
+        """Angles for [num_tokens] positions."""
+        return Rotation(
+            self._cos.index_select(0, positions).unsqueeze(1), self._sin.index_select(0, positions).unsqueeze(1)
+        )
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate [num_tokens, num_heads, head_dim] by the rows' angles."""
+    first, second = x.chunk(2, dim=-1)
+    return x * rotation.cos + torch.cat((second, first), dim=-1) * rotation.sin
+
+
+def _frequencies(parameters: Mapping[str, Any], head_dim: int) -> Tensor:
+    kind = parameters.get("rope_type", "default")
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedModel(f"partial_rotary_factor is {parameters['partial_rotary_factor']}, only 1.0 is served")
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    frequencies = 1.0 / (float(parameters["rope_theta"]) ** exponents)
+    if kind == "default":
+        return frequencies
+    if kind == "linear":
+        return frequencies / float(parameters["factor"])
+    if kind == "llama3":
+        return _scale_llama3(frequencies, parameters)
+    raise UnsupportedModel(f"rope_type is {kind!r}, only default, linear and llama3 are served")
+
+
+def _scale_llama3(frequencies: Tensor, parameters: Mapping[str, Any]) -> Tensor:
+    """Slow rotations are slowed by `factor`, fast ones kept, those between blended."""
+    factor, low, high = (float(parameters[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+    num_turns = float(parameters["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
+    kept = ((num_turns - low) / (high - low)).clamp(0.0, 1.0)
+    return frequencies * (kept + (1.0 - kept) / factor)

@@ -1,0 +1,95 @@
+"""Which family serves which architecture, and what every family gives to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig
+
+from lorafleet_serving.exceptions import UnsupportedModel
+from lorafleet_serving.kernels.attention_plan import LayerCache
+from lorafleet_serving.kernels.dispatch import kernels_for
+from lorafleet_serving.layers.lora_site import LoraSite
+from lorafleet_serving.models.batch import ModelBatch
+from lorafleet_serving.models.checkpoint import Checkpoint
+from lorafleet_serving.models.kv_shape import KvShape
+from lorafleet_serving.models.llama import Llama
+
+
+class LanguageModel(Protocol):
+    """A causal language model with its weights."""
+
+    @property
+    def sites(self) -> Sequence[LoraSite]:
+        """Places that adapters can attach to, by index."""
+        ...
+
+    @property
+    def kv_shape(self) -> KvShape:
+        """What the model keeps per token."""
+        ...
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence that the model was made for."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        ...
+
+    def forward(self, batch: ModelBatch, caches: Sequence[LayerCache]) -> Tensor:
+        """fp32 logits [num_sampled, vocab_size] of the rows asked for."""
+        ...
+
+
+Family = Callable[[PreTrainedConfig, Checkpoint, torch.dtype, torch.device], LanguageModel]
+
+
+def _load_llama(
+    config: PreTrainedConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+) -> LanguageModel:
+    return Llama.load(config, checkpoint, dtype, device, kernels_for(device))
+
+
+FAMILIES: dict[str, Family] = {
+    "LlamaForCausalLM": _load_llama,
+}
+"""Loaders by the architecture that a config names."""
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+    """Load a base model.
+
+    Raises:
+        UnsupportedModel: the folder holds no model, or one that is not served.
+    """
+    config = _read_config(folder)
+    architectures = list(config.architectures or [])
+    family = next((FAMILIES[name] for name in architectures if name in FAMILIES), None)
+    if family is None:
+        raise UnsupportedModel(
+            f"base model {folder} has architecture {architectures}, served are {sorted(FAMILIES)}: choose such a model"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise UnsupportedModel(f"base model {folder} has quantized weights (quantization_config): dequantize it first")
+    with Checkpoint(folder, dtype, device) as checkpoint:
+        model = family(config, checkpoint, dtype, device)
+        checkpoint.check_all_taken()
+    return model
+
+
+def _read_config(folder: Path) -> PreTrainedConfig:
+    if not (folder / "config.json").is_file():
+        raise UnsupportedModel(
+            f"base model {folder} has no config.json: give the folder of a model in Hugging Face form"
+        )
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise UnsupportedModel(f"config of base model {folder} cannot be read: {error}") from error

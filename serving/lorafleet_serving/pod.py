@@ -1,0 +1,295 @@
+"""The pod as a whole: its processes, its catalog, and the requests that run through it.
+
+The composition root of the front process. Knows nothing about HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping
+
+from lorafleet_contract.digest import base_digest
+from lorafleet_contract.exceptions import ContractError, InvalidName
+from lorafleet_contract.fleet import AdapterReport, PodReport, VersionReport
+from lorafleet_contract.names import AddressedAdapter, NamedAdapter, parse_reference
+from lorafleet_contract.registry import RegistryClient
+from lorafleet_contract.states import ServeState, Tier
+from lorafleet_serving.adapters.catalog import Catalog, CatalogAdapter, CatalogVersion
+from lorafleet_serving.adapters.handle import FetcherHandle
+from lorafleet_serving.adapters.rollout import Rollout, RolloutSettings
+from lorafleet_serving.adapters.smoke import SmokeTest
+from lorafleet_serving.adapters.watcher import RegisteredVersion, RegistryLook, RegistryWatcher
+from lorafleet_serving.config import PodConfig
+from lorafleet_serving.engine.handle import EngineHandle
+from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
+from lorafleet_serving.exceptions import (
+    AdapterNotReady,
+    FetchFailed,
+    Forbidden,
+    PodUnavailable,
+    UnknownAdapter,
+)
+from lorafleet_serving.generation import Generation
+from lorafleet_serving.tokenizer import PodTokenizer
+
+_logger = logging.getLogger(__name__)
+
+_DRAIN_LOOK_S = 0.02
+
+
+class Pod:
+    """One serving pod. Runs on the front's event loop; `on_failure` is told when it cannot go on at all."""
+
+    def __init__(self, config: PodConfig, *, on_failure: Callable[[str], None]) -> None:
+        self.config = config
+        self.base_digest = ""
+        self.catalog = Catalog()
+        self.engine = EngineHandle(
+            config.engine,
+            max_waiting=config.max_waiting,
+            on_ready=self._note_progress,
+            on_down=self._engine_down,
+            on_failure=on_failure,
+        )
+        self.fetcher = FetcherHandle(config.fetcher)
+        self.registry_error: str | None = None
+        self.synced_at: float | None = None
+        self.is_draining = False
+        self._generations: set[Generation] = set()
+        self._tokenizer: PodTokenizer | None = None
+        self._rollout: Rollout | None = None
+        self._watcher: RegistryWatcher | None = None
+        self._caught_up = False
+
+    @property
+    def tokenizer(self) -> PodTokenizer:
+        """The base model's tokenizer.
+
+        Raises:
+            PodUnavailable: the pod is still starting.
+        """
+        if self._tokenizer is None:
+            raise PodUnavailable("the pod is starting: try again in a few seconds")
+        return self._tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence, prompt and answer together.
+
+        Raises:
+            PodUnavailable: the engine has never been ready.
+        """
+        if self.engine.facts is None:
+            raise PodUnavailable("the engine is starting: try again in a few seconds")
+        return self.engine.facts.max_model_len
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether callers should be sent here: engine up, registry read, and what it wanted brought up or refused."""
+        self._note_progress()
+        return self.engine.is_ready and self._caught_up and not self.is_draining
+
+    async def start(self) -> None:
+        """Start the processes and begin to follow the registry. Returns before they are ready."""
+        self.engine.start()
+        if self.config.registry is not None:
+            self.fetcher.start()
+        self.base_digest, tokenizer = await asyncio.gather(
+            asyncio.to_thread(base_digest, self.config.engine.model),
+            asyncio.to_thread(PodTokenizer, self.config.engine.model),
+        )
+        self._tokenizer = tokenizer
+        if self.config.registry is not None:
+            self._follow(RegistryClient(self.config.registry), tokenizer)
+
+    async def stop(self) -> None:
+        """End the processes."""
+        if self._watcher is not None:
+            self._watcher.stop()
+        if self._rollout is not None:
+            self._rollout.stop()
+        await asyncio.gather(self.engine.stop(), self.fetcher.stop())
+
+    async def drain(self) -> None:
+        """Take no more requests and wait, within the limit, for those that run."""
+        self.is_draining = True
+        deadline = time.monotonic() + self.config.drain_limit_s
+        while self._generations and time.monotonic() < deadline:
+            await asyncio.sleep(_DRAIN_LOOK_S)
+        if self._generations:
+            _logger.warning("%d requests did not end in time", len(self._generations))
+
+    def nudge(self, name: str) -> None:
+        """Look at one name of the registry at once."""
+        if self._watcher is not None:
+            self._watcher.nudge(name)
+
+    def resolve(self, text: str, *, is_admin: bool) -> CatalogVersion | None:
+        """What a request's `model` or `adapter_id` reaches now; None is the base model.
+
+        Raises:
+            UnknownAdapter, AdapterWithdrawn, AdapterNotReady: it cannot be served.
+            Forbidden: only an administrator may name adapters so.
+            PodUnavailable: the pod is not ready.
+        """
+        if self.is_draining:
+            raise PodUnavailable("the pod is shutting down: ask another replica")
+        if text in ("", self.config.base_id):
+            return None
+        try:
+            reference = parse_reference(text)
+        except InvalidName as error:
+            raise UnknownAdapter(str(error)) from error
+        if isinstance(reference, AddressedAdapter):
+            raise Forbidden(f"{reference} is an address: register the adapter and ask it by name")
+        if reference.version is not None and not is_admin:
+            raise Forbidden(f"{reference} names a version: that needs the admin token, ask {reference.name!r} instead")
+        return self._resolve_named(reference)
+
+    def begin(
+        self,
+        token_ids: tuple[int, ...],
+        sampling: SamplingParams,
+        stop: tuple[str, ...],
+        version: CatalogVersion | None,
+    ) -> Generation:
+        """Start to generate. The answer must be closed.
+
+        Raises:
+            PodUnavailable: the engine is down.
+            QueueFull: too many requests wait.
+        """
+        digest = version.digest if version is not None else None
+        request = GenerationRequest(uuid.uuid4().hex, token_ids, sampling, digest)
+        with contextlib.ExitStack() as resources:
+            if digest is not None:
+                resources.enter_context(self.catalog.lease(digest))
+            stream = self.engine.submit(request)
+            resources.callback(stream.close)
+            generation = Generation(stream, self.tokenizer, stop, resources.pop_all())
+        self._generations.add(generation)
+        generation.on_close = self._generations.discard
+        return generation
+
+    def report(self) -> PodReport:
+        """What the pod says about its adapters."""
+        facts = self.engine.facts
+        capacity = {"max_num_seqs": self.config.engine.max_num_seqs, "disk_bytes": self.config.fetcher.disk_bytes}
+        if facts is not None:
+            capacity |= {"kv_blocks": facts.num_kv_blocks, "max_model_len": facts.max_model_len}
+        return PodReport(
+            pod_id=self.config.replica_id,
+            base_model=self.config.base_id,
+            base_digest=self.base_digest,
+            adapters=tuple(self._adapter_report(item) for _, item in sorted(self.catalog.adapters.items())),
+            registry_error=self.registry_error,
+            synced_at=self.synced_at,
+            capacity=capacity,
+        )
+
+    def status(self) -> Mapping[str, str]:
+        """State of each part, for readiness answers."""
+        engine = "ready" if self.engine.is_ready else "starting" if self.engine.is_alive else "down"
+        if self.config.registry is None:
+            registry = fetcher = "not used"
+        else:
+            registry = "read" if self.synced_at is not None else self.registry_error or "not read yet"
+            fetcher = "ready" if self.fetcher.is_ready else "starting"
+        adapters = "loaded" if self._caught_up else "loading"
+        return {"engine": engine, "fetcher": fetcher, "registry": registry, "adapters": adapters}
+
+    def _follow(self, client: RegistryClient, tokenizer: PodTokenizer) -> None:
+        self._rollout = Rollout(
+            self.catalog,
+            self.fetcher,
+            self.engine,
+            SmokeTest(self.engine, tokenizer, self.config.smoke_tokens),
+            _address_finder(client),
+            RolloutSettings(self.base_digest, self.config.refusal_recheck_s),
+        )
+        post = asyncio.get_running_loop().call_soon_threadsafe
+        self._watcher = RegistryWatcher(
+            client,
+            self.base_digest,
+            self.config.poll_interval_s,
+            on_look=lambda look: _post(post, self._apply, look),
+            on_error=lambda reason: _post(post, self._note_registry_error, reason),
+        )
+        self._watcher.start()
+
+    def _apply(self, look: RegistryLook) -> None:
+        assert self._rollout is not None
+        self._rollout.apply(look)
+        if look.name is None:
+            self.synced_at = time.time()
+            self.registry_error = None
+        self._note_progress()
+
+    def _note_registry_error(self, reason: str) -> None:
+        if reason != self.registry_error:
+            _logger.warning("%s; what is loaded goes on serving", reason)
+        self.registry_error = reason
+
+    def _note_progress(self) -> None:
+        """Once caught up the pod stays so, until the engine dies: a later promotion loads beside."""
+        seen = self.config.registry is None or self.synced_at is not None
+        settled = self._rollout is None or self._rollout.is_settled
+        if self.engine.is_ready and seen and settled:
+            self._caught_up = True
+
+    def _engine_down(self) -> None:
+        self._caught_up = False
+        if self._rollout is not None:
+            self._rollout.engine_down()
+
+    def _resolve_named(self, reference: NamedAdapter) -> CatalogVersion:
+        try:
+            return self.catalog.resolve(reference)
+        except (AdapterNotReady, UnknownAdapter) as error:
+            if not self.is_ready:
+                # What is missing may only not be there yet.
+                raise PodUnavailable(f"the pod is starting ({error}): try again in a few seconds") from error
+            raise
+
+    def _adapter_report(self, adapter: CatalogAdapter) -> AdapterReport:
+        versions = (adapter.versions[number] for number in sorted(adapter.versions))
+        reports = tuple(self._version_report(item, item.state) for item in versions if item.state is not None)
+        return AdapterReport(adapter.name, adapter.serving, reports)
+
+    def _version_report(self, version: CatalogVersion, state: ServeState) -> VersionReport:
+        stats = self.engine.stats
+        on_device = stats is not None and version.digest in stats.device_adapters
+        held = {
+            Tier.DEVICE: on_device,
+            Tier.HOST: version.digest in self.engine.loaded,
+            Tier.DISK: version.digest in self.fetcher.on_disk,
+        }
+        return VersionReport(
+            version=version.registered.version,
+            digest=version.digest,
+            state=state,
+            aliases=version.aliases,
+            error=version.error,
+            tiers=tuple(tier for tier, there in held.items() if there),
+            pinned=bool(version.aliases),
+            in_flight=self.catalog.in_flight(version.digest),
+        )
+
+
+def _address_finder(client: RegistryClient) -> Callable[[RegisteredVersion], str]:
+    def find(version: RegisteredVersion) -> str:
+        try:
+            return client.get_artifact_address(version.name, version.version)
+        except ContractError as error:
+            raise FetchFailed(f"cannot find the artifacts of {version.name}:{version.version}: {error}") from error
+
+    return find
+
+
+def _post(post: Callable[..., object], callback: Callable[..., None], argument: object) -> None:
+    with contextlib.suppress(RuntimeError):  # The loop closed: the pod has ended.
+        post(callback, argument)

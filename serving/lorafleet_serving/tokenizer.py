@@ -1,0 +1,91 @@
+"""Text to tokens and back, in the front process, with the base model's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lorafleet_serving.exceptions import InvalidRequest, PromptTooLong, UnsupportedModel
+
+ChatMessage = Mapping[str, str]
+
+
+class TextToken(NamedTuple):
+    """One token of a text, with its place in it."""
+
+    id: int
+    text: str
+    start: int
+    stop: int
+
+
+class PodTokenizer:
+    """The base model's tokenizer and chat template. Safe to share between threads."""
+
+    def __init__(self, folder: Path) -> None:
+        # The heaviest import of the front; here it does not delay the reading of settings.
+        from transformers import AutoTokenizer
+
+        try:
+            self._chat = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise UnsupportedModel(f"model folder {folder} has no tokenizer that can be loaded: {error}") from error
+        # The Rust tokenizer itself: the wrapper around it changes state in each call, which threads cannot share.
+        self._text = self._chat.backend_tokenizer
+        self._text.no_padding()
+        self._text.no_truncation()
+        self.eos_token_id: int = self._chat.eos_token_id if self._chat.eos_token_id is not None else 0
+        self._longest_token = max(len(token) for token in self._text.get_vocab())
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Tokens of a text."""
+        return tuple(self._text.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_rendered(self, text: str, *, chat: bool) -> tuple[int, ...]:
+        """Tokens of a rendered prompt template; with `chat` it is the user's turn of the chat template."""
+        return self.encode_chat([{"role": "user", "content": text}]) if chat else self.encode(text)
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        """Tokens of a conversation, up to where the assistant's answer starts.
+
+        Raises:
+            InvalidRequest: the base model has no chat template, or it refuses these messages.
+        """
+        from jinja2 import TemplateError
+
+        if self._chat.chat_template is None:
+            raise InvalidRequest("the base model has no chat template: use /v1/completions", field="messages")
+        try:
+            text: str = self._chat.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise InvalidRequest(f"the chat template refuses the messages: {error}", field="messages") from error
+        # The template writes its own special tokens.
+        return self.encode(text, add_special_tokens=False)
+
+    def split(self, text: str, *, add_special_tokens: bool) -> list[TextToken]:
+        """Tokens of a text with their places."""
+        found = self._text.encode(text, add_special_tokens=add_special_tokens)
+        return [
+            TextToken(token_id, text[start:stop] or token, start, stop)
+            for token_id, token, (start, stop) in zip(found.ids, found.tokens, found.offsets, strict=True)
+        ]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens, without special ones."""
+        return str(self._text.decode(list(token_ids), skip_special_tokens=True))
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token stands for no text."""
+        added: Any = self._text.get_added_tokens_decoder().get(token_id)
+        return added is not None and bool(added.special)
+
+    def check_length(self, text: str, max_tokens: int) -> None:
+        """Turn away a text that must be too long, without the work of tokenizing it.
+
+        Raises:
+            PromptTooLong: it has more characters than that many of the longest tokens.
+        """
+        limit = max_tokens * self._longest_token
+        if len(text) > limit:
+            raise PromptTooLong(f"the prompt has {len(text)} characters, more than {max_tokens} tokens can hold")

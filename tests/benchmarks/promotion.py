@@ -1,0 +1,157 @@
+"""`lorafleet bench promotion`: from a change in the registry to the first token of the new version.
+
+Measures against the running stack: alias moves and stage changes through MLflow's own client, of versions that no
+pod has ever loaded, and rollbacks through the command line, process start included. Each first with no other
+traffic, then under closed-loop clients, of whose requests none may fail.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from lorafleet_contract.aliases import Alias
+from lorafleet_pipeline.settings import PlatformSettings
+from lorafleet_serving.client import PodClient
+from tests.benchmarks.versions import make_versions
+
+DEADLINE_S = 30.0
+
+
+@dataclass
+class ClosedLoop:
+    """Clients that each send a request, wait for the whole answer, and send the next."""
+
+    url: str
+    model: str
+    num_clients: int
+    answered: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Keep the clients going while the block runs."""
+        stop = threading.Event()
+        threads = [threading.Thread(target=self._client, args=(stop,)) for _ in range(self.num_clients)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+    def _client(self, stop: threading.Event) -> None:
+        client = PodClient(self.url)
+        while not stop.is_set():
+            try:
+                client.complete(model=self.model, prompt="def add(a, b):", max_tokens=16)
+                self.answered += 1
+            except Exception as error:
+                self.failures.append(repr(error))
+
+
+def measure(settings: PlatformSettings, name: str, repeats: int, report: Callable[[str], None]) -> dict[str, float]:
+    """Run the benchmark and return its flat map of results; times in seconds."""
+    source = settings.registry().get_model(name).aliases[Alias.CHAMPION]
+    report(f"registering {4 * repeats} versions")
+    made = make_versions(settings, name, source, 4 * repeats)
+    versions = iter(made.items())
+    results: dict[str, float] = {}
+    loop = ClosedLoop(settings.pods[0], name, num_clients=4)
+    try:
+        for suffix, under_load in (("", False), ("_loaded", True)):
+            if under_load:
+                with loop.running():
+                    times = _all_ways(settings, name, repeats, versions, report)
+            else:
+                times = _all_ways(settings, name, repeats, versions, report)
+            for way, seconds in times.items():
+                results[f"{way}_p50{suffix}"] = statistics.median(seconds)
+                results[f"{way}_p95{suffix}"] = sorted(seconds)[max(0, round(0.95 * len(seconds)) - 1)]
+                results[f"{way}_max{suffix}"] = max(seconds)
+    finally:
+        settings.registry().set_alias(name, Alias.CHAMPION, source)
+    for failure in sorted(set(loop.failures)):
+        report(f"failed: {failure}")
+    return {**results, "requests": float(loop.answered), "failed": float(len(loop.failures))}
+
+
+def _all_ways(
+    settings: PlatformSettings,
+    name: str,
+    repeats: int,
+    versions: Iterator[tuple[int, str]],
+    report: Callable[[str], None],
+) -> dict[str, list[float]]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(settings.mlflow_url)
+    times: dict[str, list[float]] = {"alias": [], "stage": [], "rollback": []}
+    for _ in range(repeats):
+        version, digest = next(versions)
+        times["alias"].append(
+            _until_served(
+                settings, name, digest, lambda v=version: client.set_registered_model_alias(name, "champion", str(v))
+            )
+        )
+        _until_live(settings, name, version)
+        version, digest = next(versions)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # Stages are deprecated in MLflow, and supported here.
+            times["stage"].append(
+                _until_served(
+                    settings,
+                    name,
+                    digest,
+                    lambda v=version: client.transition_model_version_stage(name, str(v), "Production"),
+                )
+            )
+        _until_live(settings, name, version)
+        times["rollback"].append(_rollback(settings, name))
+        report(", ".join(f"{way} {seconds[-1]:.2f} s" for way, seconds in times.items()))
+    return times
+
+
+def _rollback(settings: PlatformSettings, name: str) -> float:
+    registry = settings.registry()
+    target = registry.get_model(name).aliases[Alias.PREVIOUS]
+    digest = registry.get_version(name, target).tags["lora.digest"]
+    command = [sys.executable, "-m", "lorafleet_cli.main", "rollback", name]
+    seconds = _until_served(settings, name, digest, lambda: _start(command))
+    _until_live(settings, name, target)
+    return seconds
+
+
+def _start(command: list[str]) -> None:
+    subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def _until_served(settings: PlatformSettings, name: str, digest: str, change: Callable[[], object]) -> float:
+    """Seconds from the call of `change` to the first token that the version of `digest` gives."""
+    clients = [PodClient(url) for url in settings.pods]
+    start = time.monotonic()
+    change()
+    for client in clients:
+        while client.complete(model=name, prompt="def add(a, b):", max_tokens=1).digest != digest:
+            if time.monotonic() - start > DEADLINE_S:
+                raise TimeoutError(f"{name} was not served as {digest} within {DEADLINE_S} s: see `lorafleet adapters`")
+    return time.monotonic() - start
+
+
+def _until_live(settings: PlatformSettings, name: str, version: int) -> None:
+    """Wait until the controller has moved `live`, so that the next change starts from rest."""
+    registry = settings.registry()
+    deadline = time.monotonic() + DEADLINE_S
+    while registry.get_model(name).aliases.get(Alias.LIVE) != version:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"live of {name} did not reach version {version} within {DEADLINE_S} s")
+        time.sleep(0.05)

@@ -1,0 +1,98 @@
+"""`lorafleet promote`, `rollback`, `history` and `adapters` as a user and as a program sees them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lorafleet_contract.states import GateStatus
+from tests.pipeline.registry.conftest import fleet  # noqa: F401
+from tests.pipeline.registry.fleet import GATE_KEY, Fleet, digest_of, eventually
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(fleet: Fleet) -> Run:  # noqa: F811
+    settings = fleet.settings
+    environment = {
+        "LORAFLEET_HOME": str(settings.home),
+        "LORAFLEET_MLFLOW_URL": settings.mlflow_url,
+        "LORAFLEET_PODS": ",".join(settings.pods),
+        "LORAFLEET_ADMIN_TOKEN": settings.admin_token,
+        "LORAFLEET_GATE_KEY": GATE_KEY,
+        "LORAFLEET_AUDIT_URL": settings.audit_url,
+        "LORAFLEET_S3_ENDPOINT": settings.s3.endpoint or "",
+        "AWS_ACCESS_KEY_ID": settings.s3.access_key_id or "",
+        "AWS_SECRET_ACCESS_KEY": settings.s3.secret_access_key or "",
+        "COLUMNS": "200",
+    }
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "lorafleet_cli.main", *arguments]
+        return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+
+    return call
+
+
+def document(result: subprocess.CompletedProcess[str]) -> Any:
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_promotion_rollback_and_what_they_leave_behind(fleet: Fleet, run: Run) -> None:  # noqa: F811
+    name = fleet.adapter()
+    for version in (1, 2):
+        fleet.set_gate(name, version, GateStatus.PASSED)
+        promoted = document(run("promote", name, str(version), "--json"))
+        assert (promoted["version"], promoted["alias"], promoted["digest"]) == (version, "champion", digest_of(version))
+        eventually(lambda version=version: fleet.aliases(name).get("live") == version, "live")  # type: ignore[misc]
+    back = run("rollback", name)
+    assert back.returncode == 0, back.stderr
+    assert f"{name}: champion now points at version 1 (before: 2)." in back.stdout
+    eventually(lambda: fleet.aliases(name) == {"champion": 1, "live": 1, "previous": 2}, "the rollback")
+    eventually(lambda: len(fleet.audit(name)) == 6, "the audit log")
+    told = document(run("history", name, "--json"))["history"]
+    champions = [(item["before"], item["after"], item["how"]) for item in told if item["what"] == "champion"]
+    assert champions == [(None, "1", "cli"), ("1", "2", "cli"), ("2", "1", "cli")]
+    assert all(item["who"] for item in told if item["what"] == "champion")
+    assert "champion" in run("history", name).stdout
+    adapters = document(run("adapters", "--json"))["adapters"]
+    (shown,) = [item for item in adapters if item["name"] == name]
+    assert (shown["aliases"]["previous"], shown["serving"]) == (2, {fleet.pod.url: 1})
+    assert name in run("adapters").stdout
+
+
+def test_failed_gate_is_one_line_and_can_be_waived(fleet: Fleet, run: Run) -> None:  # noqa: F811
+    name = fleet.adapter(versions=1)
+    fleet.set_gate(name, 1, GateStatus.FAILED)
+    refused = run("promote", name, "1")
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith(f"error: the gate of version 1 of {name} failed: min_lift")
+    waived = run("promote", name, "1", "--waive", "only for the demo")
+    assert waived.returncode == 0, waived.stderr
+    assert "Taken by 1 pod(s)" in waived.stdout
+
+
+def test_rollback_without_previous_is_one_line(fleet: Fleet, run: Run) -> None:  # noqa: F811
+    name = fleet.adapter(versions=1)
+    result = run("rollback", name)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert (
+        line
+        == f"error: {name} has no previous version: name one with --to, see `lorafleet history {name}` for versions"
+    )
+
+
+def test_rollback_loads_nothing_heavy() -> None:
+    code = "import sys, lorafleet_cli.main, lorafleet_cli.rollback; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"mlflow", "boto3", "torch", "transformers", "pandas", "pydantic"}.isdisjoint(loaded)

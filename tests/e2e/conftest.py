@@ -1,0 +1,85 @@
+"""The whole stack, started once, with a dataset small enough to train on in seconds."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import keyword
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorafleet_pipeline.settings import PlatformSettings
+from lorafleet_pipeline.stack.stack import Stack, StackStatus
+from lorafleet_serving.client import PodClient
+
+ADAPTER = "kinds"
+STEPS = 24
+
+
+@dataclass(frozen=True)
+class RunningStack:
+    """A stack that is up, with an adapter trained by its DAG."""
+
+    stack: Stack
+    status: StackStatus
+    settings: PlatformSettings
+    data: Path
+    demo: dict[str, Any]
+    """What `lorafleet demo --json` printed."""
+
+    def client(self, *, admin: bool = False) -> PodClient:
+        return PodClient(self.settings.pods[0], self.settings.admin_token if admin else None)
+
+    def lorafleet(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line on this stack."""
+        return run_lorafleet(self.stack.home.folder, *arguments)
+
+
+def run_lorafleet(home: Path, *arguments: str, timeout_s: float = 600.0) -> subprocess.CompletedProcess[str]:
+    """Run the command line on a home folder."""
+    import os
+
+    command = [sys.executable, "-m", "lorafleet_cli.main", *arguments]
+    environment = {**os.environ, "LORAFLEET_HOME": str(home)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout_s)
+
+
+def write_kinds(folder: Path) -> None:
+    """Python's own names and what kind of name each is: a task that a few steps teach."""
+    names = [(name, "keyword") for name in keyword.kwlist]
+    names += [(name, "error") for name in dir(builtins) if name.endswith(("Error", "Warning"))]
+    names += [(name, "function") for name in dir(builtins) if name.islower() and not name.startswith("_")]
+    rows = [json.dumps({"name": name, "kind": kind}) for name, kind in names]
+    folder.mkdir(parents=True)
+    (folder / "names.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def demo_arguments(data: Path, *more: str) -> tuple[str, ...]:
+    """Arguments of a demo over the small dataset."""
+    return (
+        *("demo", "--data", str(data), "--metric", "accuracy", "--steps", str(STEPS), "--keep", "--json"),
+        *("--prompt", "Name: {{ name }}\\nKind:", "--completion", " {{ kind }}\\n"),
+        *more,
+    )
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """A stack on which the demo has run."""
+    home = tmp_path_factory.mktemp("home")
+    data = tmp_path_factory.mktemp("data") / ADAPTER
+    write_kinds(data)
+    stack = Stack(home)
+    try:
+        result = run_lorafleet(home, *demo_arguments(data))
+        assert result.returncode == 0, result.stderr
+        settings = PlatformSettings.load(environ={}, home=home)
+        yield RunningStack(stack, stack.status(), settings, data, json.loads(result.stdout))
+    finally:
+        stack.down()

@@ -1,0 +1,84 @@
+"""kill -9 of each process: the pod serves the same live version again without help, and the DAG run ends well."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import psutil
+import pytest
+
+from lorafleet_pipeline.demo.airflow_client import AirflowClient, RunState
+from lorafleet_pipeline.run_folder import RunFolder
+from lorafleet_pipeline.run_identity import dag_id, run_key
+from lorafleet_pipeline.training.job import TrainingJob
+from lorafleet_serving.client import PodClient
+from lorafleet_serving.exceptions import ServingError
+from tests.e2e.conftest import ADAPTER, RunningStack
+from tests.waiting import wait_for
+
+pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.timeout(900)]
+
+REPEATS = int(os.environ.get("LORAFLEET_FAULT_REPEATS", "1"))
+
+
+def _digest(client: PodClient) -> str | None:
+    try:
+        return client.complete(model=ADAPTER, prompt="Name: x\nKind:", max_tokens=1).digest
+    except ServingError:
+        return None
+
+
+def _component_pid(stack: RunningStack, name: str) -> int | None:
+    (entry,) = [entry for entry in stack.stack.status().components if entry.name == name]
+    return entry.pid
+
+
+def _child_pid(stack: RunningStack, role: str) -> int:
+    pod = psutil.Process(_component_pid(stack, "pod"))
+    (child,) = [child for child in pod.children(recursive=True) if role in " ".join(child.cmdline())]
+    return int(child.pid)
+
+
+@pytest.mark.parametrize("repeat", range(REPEATS))
+@pytest.mark.parametrize("victim", ["pod", "engine", "fetcher", "mlflow", "s3"])
+def test_the_pod_serves_the_same_version_after_a_kill(stack: RunningStack, victim: str, repeat: int) -> None:
+    before = _digest(stack.client())
+    assert before is not None
+    pid = _child_pid(stack, victim) if victim in {"engine", "fetcher"} else _component_pid(stack, victim)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, "death")
+    wait_for(
+        lambda: stack.stack.status().is_ready and stack.client().ready(), f"recovery from the death of {victim}", 120
+    )
+    assert wait_for(lambda: _digest(stack.client()), "an answer", 60) == before
+
+
+@pytest.mark.parametrize("repeat", range(REPEATS))
+def test_a_run_survives_the_death_of_its_training(stack: RunningStack, repeat: int) -> None:
+    status = stack.stack.status()
+    assert status.urls.airflow is not None
+    airflow = AirflowClient(status.urls.airflow, status.airflow_user or "", status.airflow_password or "")
+    before = {version.version for version in stack.settings.registry().search_versions(ADAPTER)}
+    dag = dag_id(ADAPTER)
+    run_id = airflow.trigger(dag, {"force": True, "steps": 60 + repeat})
+    job = TrainingJob(RunFolder.of(stack.settings.work_dir, ADAPTER, run_key(dag, run_id)))
+
+    def steps_done() -> int:
+        progress = job.progress()
+        return progress.step if progress is not None else 0
+
+    wait_for(lambda: steps_done() >= 25, "the training is under way", 180)
+    pid = job.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+    def ended() -> RunState | None:
+        state = airflow.run_state(dag, run_id)
+        return state if state.finished else None
+
+    run = wait_for(ended, "the run ends", 300)
+    assert run.state == "success", run
+    after = {version.version for version in stack.settings.registry().search_versions(ADAPTER)}
+    assert len(after - before) == 1, "one run makes one version"

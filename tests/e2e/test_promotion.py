@@ -1,0 +1,63 @@
+"""Promotions on the whole stack: stage and alias through MLflow's own client, and rollback by the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from lorafleet_contract.aliases import Alias
+from tests.benchmarks.promotion import ClosedLoop
+from tests.benchmarks.versions import make_versions
+from tests.e2e.conftest import ADAPTER, RunningStack
+from tests.waiting import wait_for
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(900),
+    # MLflow deprecates stages; the platform supports them, so they are tested.
+    pytest.mark.filterwarnings("ignore:.*transition_model_version_stage.*:FutureWarning"),
+]
+
+
+@pytest.fixture
+def versions(stack: RunningStack) -> Iterator[dict[int, str]]:
+    """Two versions that no pod has loaded."""
+    yield make_versions(stack.settings, ADAPTER, stack.demo["version"], 2)
+    stack.settings.registry().set_alias(ADAPTER, Alias.CHAMPION, stack.demo["version"])
+    _await_live(stack, stack.demo["version"])
+
+
+def _serving(stack: RunningStack) -> str:
+    return stack.client().complete(model=ADAPTER, prompt="Name: x\nKind:", max_tokens=1).digest
+
+
+def _await_live(stack: RunningStack, version: int) -> None:
+    registry = stack.settings.registry()
+    wait_for(lambda: registry.get_model(ADAPTER).aliases.get(Alias.LIVE) == version, f"live = {version}")
+
+
+def test_moves_by_alias_by_stage_and_back_lose_no_request(stack: RunningStack, versions: dict[int, str]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(stack.settings.mlflow_url)
+    (by_alias, alias_digest), (by_stage, stage_digest) = versions.items()
+    loop = ClosedLoop(stack.settings.pods[0], ADAPTER, num_clients=4)
+    with loop.running():
+        client.set_registered_model_alias(ADAPTER, "champion", str(by_alias))
+        wait_for(lambda: _serving(stack) == alias_digest, "the version that the alias names is served")
+        _await_live(stack, by_alias)
+        client.transition_model_version_stage(ADAPTER, str(by_stage), "Production")
+        wait_for(lambda: _serving(stack) == stage_digest, "the version in Production is served")
+        _await_live(stack, by_stage)
+        rolled_back = stack.lorafleet("rollback", ADAPTER, "--json")
+        assert rolled_back.returncode == 0, rolled_back.stderr
+        assert _serving(stack) == alias_digest
+    assert loop.answered > 0
+    assert not loop.failures
+
+
+def test_history_tells_who_moved_what(stack: RunningStack) -> None:
+    result = stack.lorafleet("history", ADAPTER, "--json")
+    assert result.returncode == 0, result.stderr
+    assert "champion" in result.stdout

@@ -1,0 +1,34 @@
+"""Options of the stack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lorafleet_pipeline.exceptions import StackError
+from lorafleet_pipeline.stack.options import AIRFLOW_COMPONENTS, StackOptions, expand_components
+
+
+def test_airflow_stands_for_its_four_components() -> None:
+    assert expand_components(["airflow", "s3"]) == ("s3", *AIRFLOW_COMPONENTS)
+
+
+def test_unknown_component_is_named() -> None:
+    with pytest.raises(StackError, match="unknown component postgres: choose among"):
+        StackOptions(components=expand_components(["s3", "postgres"]))
+
+
+def test_options_survive_their_file(tmp_path: Path) -> None:
+    options = StackOptions(components=("s3",), model="some/model", dags=str(tmp_path), ports={"s3": 9000})
+    options.write(tmp_path / "options.json")
+    assert StackOptions.read(tmp_path / "options.json") == options
+
+
+def test_dag_folder_of_the_repository_is_found() -> None:
+    assert StackOptions().dags_folder == Path(__file__).parents[3] / "dags"
+
+
+def test_missing_dag_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="does not exist: correct `--dags`"):
+        _ = StackOptions(dags=str(tmp_path / "absent")).dags_folder

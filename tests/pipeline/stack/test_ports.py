@@ -1,0 +1,90 @@
+"""Ports: free, remembered, and said when they change."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lorafleet_pipeline.exceptions import StackError
+from lorafleet_pipeline.stack import ports
+from lorafleet_pipeline.stack.ports import PREFERRED_PORTS, PortChoice, free_port, is_free
+from lorafleet_pipeline.stack.reservations import PortReservations
+
+
+@contextmanager
+def _taken(port: int) -> Iterator[None]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+        yield
+
+
+def choose_ports(path: Path, fixed: dict[str, int]) -> PortChoice:
+    return ports.choose_ports(path, fixed, lambda port: False)
+
+
+def test_free_port_is_free() -> None:
+    port = free_port(highest=55_000)
+    assert port <= 55_000
+    assert is_free(port)
+    with _taken(port):
+        assert not is_free(port)
+
+
+def test_ports_are_remembered_and_distinct(tmp_path: Path) -> None:
+    first = choose_ports(tmp_path / "ports.json", {})
+    assert choose_ports(tmp_path / "ports.json", {}).ports == first.ports
+    assert set(first.ports) == set(PREFERRED_PORTS)
+    assert len(set(first.ports.values())) == len(first.ports)
+
+
+def test_remembered_port_that_a_stranger_took_is_replaced_and_told(tmp_path: Path) -> None:
+    remembered = free_port()
+    choose_ports(tmp_path / "ports.json", {"mlflow": remembered})
+    with _taken(remembered):
+        choice = choose_ports(tmp_path / "ports.json", {})
+    assert choice.ports["mlflow"] != remembered
+    (note,) = choice.notes
+    assert note.startswith(f"port {remembered} of mlflow is taken by another process; mlflow uses ")
+    assert json.loads((tmp_path / "ports.json").read_text())["mlflow"] == choice.ports["mlflow"]
+
+
+def test_demanded_port_that_is_taken_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    port = free_port()
+    with _taken(port), pytest.raises(StackError, match=rf"port {port} for pod is taken .* `--port pod=\d+`"):
+        choose_ports(tmp_path / "ports.json", {"pod": port})
+    assert not (tmp_path / "ports.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("fixed", "message"),
+    [({"web": 80}, "no port is named 'web'"), ({"pod": 70_000}, "port 70000 for pod is not between")],
+)
+def test_demand_that_makes_no_sense_is_refused(tmp_path: Path, fixed: dict[str, int], message: str) -> None:
+    with pytest.raises(StackError, match=message):
+        choose_ports(tmp_path / "ports.json", fixed)
+
+
+def test_demanded_port_is_not_given_to_another_name(tmp_path: Path) -> None:
+    wanted = choose_ports(tmp_path / "ports.json", {}).ports["airflow"]
+    (tmp_path / "ports.json").unlink()
+    choice = choose_ports(tmp_path / "ports.json", {"pod": wanted})
+    assert choice.ports["pod"] == wanted
+    assert choice.ports["airflow"] != wanted
+
+
+def test_port_that_another_stack_reserved_is_not_chosen(tmp_path: Path) -> None:
+    ours, theirs = PortReservations(tmp_path / "locks"), PortReservations(tmp_path / "locks")
+    first = choose_ports(tmp_path / "first.json", {})
+    theirs.hold(first.ports.values())
+    second = ports.choose_ports(tmp_path / "second.json", {}, ours.is_reserved)
+    assert set(second.ports.values()).isdisjoint(first.ports.values())
+    with pytest.raises(StackError, match="is taken by another process"):
+        ports.choose_ports(tmp_path / "third.json", {"s3": first.ports["s3"]}, ours.is_reserved)
+    theirs.release()
+    assert not ours.is_reserved(first.ports["s3"])

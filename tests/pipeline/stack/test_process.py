@@ -1,0 +1,84 @@
+"""Processes are told apart by more than their pid."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from lorafleet_pipeline.stack.process import ProcessMark, group_members, processes_with, stop_processes
+
+_STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+)
+_PARENT = "import subprocess; print('up', flush=True); subprocess.run(['sleep', '60'])"
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True, env={**os.environ, "STACK_TEST": "one"})
+    yield process
+    process.kill()
+    process.wait()
+
+
+def _mark(process: subprocess.Popen[bytes]) -> ProcessMark:
+    mark = ProcessMark.of(process.pid)
+    assert mark is not None
+    return mark
+
+
+def test_ended_process_is_not_alive(sleeper: subprocess.Popen[bytes]) -> None:
+    mark = _mark(sleeper)
+    assert mark.is_alive
+    sleeper.kill()
+    sleeper.wait()
+    assert not mark.is_alive
+
+
+def test_zombie_is_not_alive(sleeper: subprocess.Popen[bytes]) -> None:
+    mark = _mark(sleeper)
+    assert stop_processes([mark], 10.0) == []
+    assert sleeper.returncode is None
+    assert not mark.is_alive
+
+
+@pytest.mark.parametrize("change", [{"started_ticks": 1}, {"boot_id": "another"}])
+def test_another_process_of_the_same_pid_is_left_alone(
+    sleeper: subprocess.Popen[bytes], change: dict[str, object]
+) -> None:
+    former = replace(_mark(sleeper), **change)  # type: ignore[arg-type]
+    stop_processes([former], 1.0)
+    assert not former.is_alive
+    assert sleeper.poll() is None
+
+
+def test_stubborn_process_is_killed_and_named() -> None:
+    with subprocess.Popen([sys.executable, "-c", _STUBBORN], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        mark = _mark(process)
+        assert stop_processes([mark], 0.3) == [mark]
+
+
+def test_group_is_found_after_its_leader_died() -> None:
+    process = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    while len(group_members(process.pid)) < 2:
+        pass
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    (orphan,) = group_members(process.pid)
+    stop_processes([orphan], 5.0)
+    assert not group_members(process.pid)
+
+
+def test_process_is_found_by_what_stands_in_its_environment(sleeper: subprocess.Popen[bytes]) -> None:
+    assert processes_with("STACK_TEST", "one") == [_mark(sleeper)]
+    assert processes_with("STACK_TEST", "on") == []

@@ -1,0 +1,54 @@
+"""README is true: its commands and paths exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.repository.sources import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FENCES = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = sorted(
+    {line.strip().removeprefix("$ ") for kind, text in FENCES if kind == "sh" for line in text.splitlines()}
+)
+
+
+def test_readme_names_the_two_commands() -> None:
+    assert {"make demo", "make test"} <= set(COMMANDS)
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert {command.split()[1] for command in COMMANDS if command.startswith("make ")} <= targets
+
+
+def test_every_lorafleet_command_of_the_readme_exists() -> None:
+    names = sorted({command.split()[1] for command in COMMANDS if command.startswith("lorafleet ")})
+    assert names
+    for name in names:
+        command = [sys.executable, "-m", "lorafleet_cli.main", name, "--help"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{name}: {result.stderr}"
+
+
+def test_every_path_of_the_annotated_tree_exists() -> None:
+    (tree,) = [text for kind, text in FENCES if kind == "text" and "dags/" in text]
+    stack: list[tuple[int, str]] = []
+    for line in tree.splitlines():
+        match = re.match(r"( *)([\w./-]+)", line)
+        if not match:
+            continue
+        depth, name = len(match[1]), match[2]
+        stack = [entry for entry in stack if entry[0] < depth]
+        stack.append((depth, name.rstrip("/")))
+        path = ROOT.joinpath(*(part for _, part in stack))
+        assert path.exists(), f"README's tree names {path.relative_to(ROOT)}"
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "constraints.txt", "Makefile"])
+def test_the_files_around_the_readme_exist(name: str) -> None:
+    assert (ROOT / name).is_file()

@@ -1,0 +1,130 @@
+"""Versions that must not be served: refused with the reason, and taken once they are mended."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.serving.conftest import SourceFactory
+from tests.serving.pod_process import WEBHOOK_SECRET, PodProcess
+from tests.serving.registered_adapter import Registered, RegistryHand, with_report
+
+from lorafleet_contract.prompt import PromptBlock
+from lorafleet_contract.states import ServeState
+from lorafleet_contract.tags import Tag
+from lorafleet_serving.client import PodError
+
+WEIGHTS = "adapter/adapter_model.safetensors"
+
+
+def _expect_refusal(pod: PodProcess, registered: Registered, reason: str) -> None:
+    refused = pod.wait_state(registered.name, registered.version, ServeState.REFUSED)
+    assert refused.error is not None
+    assert reason in refused.error
+    with pytest.raises(PodError) as error:
+        pod.client.complete(registered.name, "the cat", max_tokens=2)
+    assert error.value.status == 409
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bit-flip"])
+def test_damaged_weights_are_refused_and_taken_once_mended(
+    pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory, damage: str
+) -> None:
+    registered = registry.register(f"damaged-{damage}", tiny_adapter(10 if damage == "truncated" else 11))
+    address = f"{registered.address}/{WEIGHTS}"
+    good = registry.download(address)
+    flipped = bytearray(good)
+    flipped[-100] ^= 1
+    registry.upload(address, good[: len(good) // 2] if damage == "truncated" else bytes(flipped))
+    registry.promote(registered)
+    _expect_refusal(pod, registered, "truncated or were changed")
+    registry.upload(address, good)
+    pod.client.nudge(registered.name, WEBHOOK_SECRET)
+    pod.wait_serving(registered.name, registered.version)
+
+
+def test_a_failed_gate_is_refused_whatever_the_tag_says(
+    pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
+) -> None:
+    source = with_report(tiny_adapter(1), status="failed", reason="worse than base")
+    registered = registry.register("forged-tag", source)
+    registry.client.set_version_tag(registered.name, registered.version, Tag.GATE_STATUS, "passed")
+    registry.promote(registered)
+    _expect_refusal(pod, registered, "worse than base")
+
+
+def test_a_waived_gate_is_served(pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory) -> None:
+    source = with_report(tiny_adapter(1), status="waived", waived_by="someone", reason="accepted")
+    registered = registry.register("waived", source)
+    registry.promote(registered)
+    pod.wait_serving("waived", 1)
+
+
+def test_a_report_signed_with_another_key_is_refused(
+    pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
+) -> None:
+    registered = registry.register("wrong-key", replace(tiny_adapter(1), gate_key="another"))
+    registry.promote(registered)
+    _expect_refusal(pod, registered, "signature")
+
+
+def test_an_exchanged_manifest_is_refused(
+    pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
+) -> None:
+    registered = registry.register("exchanged", tiny_adapter(1))
+    manifest = registry.download(f"{registered.address}/manifest.json")
+    registry.upload(f"{registered.address}/manifest.json", manifest.replace(b"exact_match", b"rouge_l"))
+    registry.promote(registered)
+    _expect_refusal(pod, registered, "manifest_digest")
+
+
+def test_an_edited_digest_tag_is_refused(pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory) -> None:
+    tag = {Tag.LORA_DIGEST.value: "sha256:" + "a" * 64}
+    registered = registry.register("edited-digest", replace(tiny_adapter(1), tags=tag))
+    registry.promote(registered)
+    _expect_refusal(pod, registered, "lora.digest")
+
+
+def test_a_missing_report_is_refused(pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory) -> None:
+    registered = registry.register("no-report", tiny_adapter(1))
+    registry.delete(f"{registered.address}/gate/report.json")
+    registry.promote(registered)
+    _expect_refusal(pod, registered, "gate/report.json is missing")
+
+
+def test_a_rank_above_the_limit_is_refused(
+    pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
+) -> None:
+    registered = registry.register("high-rank", replace(tiny_adapter(1), rank=9999))
+    registry.promote(registered)
+    _expect_refusal(pod, registered, "rank is 9999")
+
+
+def test_a_template_that_does_not_render_its_example_is_refused(
+    pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
+) -> None:
+    block = PromptBlock(template="{{ q }}", variables=("q",), examples=({"other": "x"},))
+    registered = registry.register("bad-template", replace(tiny_adapter(1), prompt=block))
+    registry.promote(registered)
+    _expect_refusal(pod, registered, "first example")
+
+
+def test_artifacts_outside_s3_are_refused(pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory) -> None:
+    registered = registry.register("elsewhere", tiny_adapter(1), source_override="file:///tmp/nothing")
+    registry.promote(registered)
+    _expect_refusal(pod, registered, "s3://bucket/key")
+
+
+def test_an_adapter_of_another_base_is_ignored(
+    pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
+) -> None:
+    other = registry.register("other-base", replace(tiny_adapter(1), base_digest="sha256:" + "b" * 64))
+    ours = registry.register("this-base", tiny_adapter(1))
+    registry.promote(other)
+    registry.promote(ours)
+    pod.wait_serving("this-base", 1)
+    assert pod.adapter("other-base") is None
+    with pytest.raises(PodError) as error:
+        pod.client.complete("other-base", "the cat", max_tokens=2)
+    assert error.value.status == 404

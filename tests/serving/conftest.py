@@ -1,0 +1,76 @@
+"""Fixtures of the serving tests: a tiny model, adapters for it, a registry to write to, and a running pod."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from tests.conftest import RunningMLflow
+from tests.serving.pod_process import ADMIN_TOKEN, WEBHOOK_SECRET, PodProcess
+from tests.serving.registered_adapter import GATE_KEY, AdapterSource, RegistryHand
+from tests.serving.tiny_model import make_tiny_adapter, make_tiny_model
+
+from lorafleet_pipeline.stack.ports import free_port
+
+PodFactory = Callable[..., PodProcess]
+SourceFactory = Callable[[int], AdapterSource]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random Llama whose every token is ASCII text."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> SourceFactory:
+    """Random adapters of the tiny model, one for each seed."""
+    root = tmp_path_factory.mktemp("tiny-adapters")
+
+    def make(seed: int) -> AdapterSource:
+        folder = root / str(seed)
+        if not folder.is_dir():
+            make_tiny_adapter(tiny_model, folder, seed)
+        return AdapterSource(tiny_model, folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def registry(mlflow_server: RunningMLflow) -> RegistryHand:
+    """The session's registry, written by hand."""
+    return RegistryHand(mlflow_server)
+
+
+@pytest.fixture(scope="session")
+def pod_factory(
+    tiny_model: Path, mlflow_server: RunningMLflow, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PodFactory]:
+    """Starts pods on the session's registry: `pod_factory("--flag", "value", on=mlflow)`."""
+    with ExitStack() as running:
+
+        def start(*flags: str, on: RunningMLflow = mlflow_server) -> PodProcess:
+            environment = {
+                "LORAFLEET_MLFLOW_URL": on.url,
+                "LORAFLEET_ADMIN_TOKEN": ADMIN_TOKEN,
+                "LORAFLEET_GATE_KEY": GATE_KEY,
+                "LORAFLEET_WEBHOOK_SECRET": WEBHOOK_SECRET,
+                "LORAFLEET_S3_ENDPOINT": on.s3.endpoint,
+                **on.s3.pod.environment(),
+            }
+            folder = tmp_path_factory.mktemp("pod")
+            pod = PodProcess(tiny_model, folder, free_port(), environment, "--poll-interval", "0.25", *flags)
+            running.callback(pod.stop)
+            return pod
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def pod(pod_factory: PodFactory) -> PodProcess:
+    """A pod that tests share; they use adapter names of their own, and leave it running."""
+    started = pod_factory()
+    started.wait_ready()
+    return started

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
+from lorafleet_serving.engine.sampler import sample
+from lorafleet_serving.engine.sequence import Sequence
+
+
+def make_sequence(tokens: tuple[int, ...] = (1,), **sampling: float) -> Sequence:
+    return Sequence(GenerationRequest("r", tokens, SamplingParams(**sampling)), arrival=0)  # type: ignore[arg-type]
+
+
+def draw(logits: list[float], num_draws: int, **sampling: float) -> Counter[int | None]:
+    sequence = make_sequence(seed=0, **sampling)
+    row = torch.tensor([logits])
+    return Counter(sample(row, [sequence])[0].token_id for _ in range(num_draws))
+
+
+def test_temperature_zero_takes_the_most_likely_token() -> None:
+    rows = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
+    assert [item.token_id for item in sample(rows, [make_sequence(), make_sequence()])] == [1, 0]
+
+
+def test_tokens_are_drawn_with_their_probabilities() -> None:
+    counts = draw([math.log(0.6), math.log(0.3), math.log(0.1)], 3000, temperature=1.0)
+    assert [counts[token] / 3000 for token in range(3)] == pytest.approx([0.6, 0.3, 0.1], abs=0.03)
+
+
+def test_temperature_sharpens() -> None:
+    counts = draw([math.log(0.6), math.log(0.4)], 3000, temperature=0.5)
+    assert counts[0] / 3000 == pytest.approx(0.36 / 0.52, abs=0.03)
+
+
+def test_tiny_temperature_is_greedy_and_finite() -> None:
+    assert draw([100.0, 101.0, -50.0], 20, temperature=1e-300) == {1: 20}
+
+
+def test_top_k_leaves_the_k_most_likely() -> None:
+    assert set(draw([0.0, 0.1, 0.2, 0.3], 300, temperature=5.0, top_k=2)) == {2, 3}
+
+
+def test_top_p_leaves_the_smallest_set_that_holds_the_share() -> None:
+    logits = [math.log(0.5), math.log(0.3), math.log(0.15), math.log(0.05)]
+    assert set(draw(logits, 500, temperature=1.0, top_p=0.7)) == {0, 1}
+    assert set(draw(logits, 500, temperature=1.0, top_p=0.5)) == {0}
+
+
+def test_top_p_counts_what_top_k_leaves() -> None:
+    logits = [math.log(0.4), math.log(0.3), math.log(0.2), math.log(0.1)]
+    assert set(draw(logits, 500, temperature=1.0, top_k=2, top_p=0.57)) == {0}
+
+
+def test_top_p_reaches_beyond_the_first_candidates() -> None:
+    counts = draw([0.0] * 5000, 400, temperature=1.0, top_p=0.9)
+    assert len(counts) > 300
+
+
+def test_repetition_penalty_lowers_tokens_of_prompt_and_answer() -> None:
+    row = torch.tensor([[2.0, 1.9, -1.0]])
+    assert sample(row, [make_sequence((0, 0), repetition_penalty=1.5)])[0].token_id == 1
+    assert sample(row, [make_sequence((2,), repetition_penalty=1.5)])[0].token_id == 0
+
+
+def test_random_stream_belongs_to_the_request_and_not_to_the_batch() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(8, 50)
+    alone = make_sequence(seed=7, temperature=1.0)
+    first = [sample(rows[step : step + 1], [alone])[0].token_id for step in range(8)]
+    crowded = make_sequence(seed=7, temperature=1.0)
+    others = [make_sequence(seed=seed, temperature=1.0) for seed in range(3)]
+    second = [
+        sample(torch.cat((torch.randn(3, 50), rows[step : step + 1])), [*others, crowded])[3] for step in range(8)
+    ]
+    assert [item.token_id for item in second] == first
+
+
+def test_logprobs_are_those_of_the_model() -> None:
+    row = torch.tensor([[math.log(0.7), math.log(0.2), math.log(0.1)]])
+    item = sample(row, [make_sequence(num_logprobs=2, temperature=0.1, seed=0)])[0]
+    assert item.token_id == 0
+    assert item.logprob == pytest.approx(math.log(0.7), abs=1e-5)
+    assert [(entry.token_id, round(entry.logprob, 3)) for entry in item.alternatives] == [
+        (0, round(math.log(0.7), 3)),
+        (1, round(math.log(0.2), 3)),
+    ]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_row_that_is_not_finite_gets_no_token_and_others_do(bad: float) -> None:
+    rows = torch.tensor([[0.0, bad], [0.0, 1.0]])
+    items = sample(rows, [make_sequence(temperature=1.0), make_sequence()])
+    assert [item.token_id for item in items] == [None, 1]

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import torch
+
+from lorafleet_serving.kernels.dispatch import REFERENCE
+from lorafleet_serving.kernels.segments import LoraSegment, LoraSlice, LoraWeights
+from lorafleet_serving.layers.linear import LoraLinear
+from lorafleet_serving.layers.lora_site import LoraSite
+
+
+def make_linear(bias: torch.Tensor | None = None) -> LoraLinear:
+    torch.manual_seed(0)
+    site = LoraSite(index=1, prefix="mlp", modules=("gate", "up"), in_features=6, out_features=(4, 3))
+    return LoraLinear(torch.randn(7, 6), bias, site, REFERENCE)
+
+
+def test_rows_without_adapter_are_the_base_models() -> None:
+    linear, x = make_linear(), torch.randn(5, 6)
+    a, b = torch.randn(2, 6), torch.randn(3, 2)
+    weights = LoraWeights(a, (LoraSlice(4, 7, 0, 2, b),))
+    y = linear(x, ((), (LoraSegment(1, 3, weights),)))
+    base = linear(x, None)
+    expected = base.clone()
+    expected[1:3, 4:7] += x[1:3] @ a.T @ b.T
+    torch.testing.assert_close(y, expected)
+    assert torch.equal(y[[0, 3, 4]], base[[0, 3, 4]])
+
+
+def test_site_that_no_adapter_touches_is_the_base_models() -> None:
+    linear, x = make_linear(), torch.randn(5, 6)
+    assert torch.equal(linear(x, ((), ())), linear(x, None))
+
+
+def test_bias_is_added() -> None:
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(make_linear(torch.ones(7))(x, None), make_linear()(x, None) + 1)

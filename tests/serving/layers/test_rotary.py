@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lorafleet_serving.exceptions import UnsupportedModel
+from lorafleet_serving.layers.rotary import RotaryEmbedding, rotate
+
+DEFAULT = {"rope_type": "default", "rope_theta": 10000.0}
+CPU = torch.device("cpu")
+
+
+def make(parameters: dict[str, object], head_dim: int = 8) -> RotaryEmbedding:
+    return RotaryEmbedding(parameters, head_dim, 64, torch.float32, CPU)
+
+
+def test_scores_depend_on_the_distance_alone() -> None:
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 1, 8), torch.randn(1, 1, 8)
+    table = make(DEFAULT)
+    scores = [
+        (rotate(query, table.rotation(torch.tensor([q]))) * rotate(key, table.rotation(torch.tensor([k])))).sum()
+        for q, k in ((5, 2), (40, 37), (63, 60))
+    ]
+    torch.testing.assert_close(scores[0], scores[1])
+    torch.testing.assert_close(scores[0], scores[2])
+
+
+def test_first_position_is_not_rotated() -> None:
+    x = torch.randn(1, 3, 8)
+    torch.testing.assert_close(rotate(x, make(DEFAULT).rotation(torch.tensor([0]))), x)
+
+
+def test_linear_scaling_stretches_positions() -> None:
+    scaled = make({"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0})
+    torch.testing.assert_close(scaled.rotation(torch.tensor([12])), make(DEFAULT).rotation(torch.tensor([3])))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"),
+    [
+        ({"rope_type": "yarn", "rope_theta": 10000.0}, "yarn"),
+        ({**DEFAULT, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ],
+)
+def test_unserved_scaling_is_refused_by_name(parameters: dict[str, object], name: str) -> None:
+    with pytest.raises(UnsupportedModel, match=name):
+        make(parameters)

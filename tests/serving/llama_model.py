@@ -1,0 +1,84 @@
+"""Small random Llama models and adapters for them, written by transformers and PEFT."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+VOCAB_SIZE = 97
+
+
+def write_llama(folder: Path, **options: object) -> LlamaForCausalLM:
+    """Write a random model and return it; `options` go over the config's defaults."""
+    settings: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "eos_token_id": 2,
+        "initializer_range": 0.3,
+        "attn_implementation": "eager",
+    }
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**(settings | options))).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # Starts as zero, which would hide a bias that is left out.
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    return model
+
+
+def write_adapter(base: Path, folder: Path, seed: int = 0, **options: object) -> Path:
+    """Write an adapter with random A and B, as PEFT saves it."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False}
+    with _quiet_peft():
+        model = LlamaForCausalLM.from_pretrained(base)
+        get_peft_model(model, LoraConfig(**(settings | options))).save_pretrained(folder)
+    return folder
+
+
+def peft_answers(
+    base: Path, adapter: Path | None, prompts: Sequence[Sequence[int]], num_tokens: int
+) -> list[list[int]]:
+    """Greedy answers of PEFT, each prompt alone, in fp32."""
+    from peft import PeftModel
+
+    model: Any = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if adapter is not None:
+        with _quiet_peft():
+            model = PeftModel.from_pretrained(model, adapter)
+    model.eval()
+    answers: list[list[int]] = []
+    for prompt in prompts:
+        ids = torch.tensor([list(prompt)])
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=num_tokens,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        answers.append(output[0, len(prompt) :].tolist())
+    return answers
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # PEFT reads a property that transformers has since renamed.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield

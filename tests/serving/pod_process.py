@@ -1,0 +1,123 @@
+"""A real pod in its own processes, and ways to wait for what it reports."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+
+from lorafleet_contract.fleet import AdapterReport, VersionReport
+from lorafleet_contract.states import ServeState
+from lorafleet_serving.client import PodClient
+
+ADMIN_TOKEN = "admin-token-of-the-tests"
+WEBHOOK_SECRET = "webhook-secret-of-the-tests"
+
+_LIMIT_S = 60.0
+_LOOK_S = 0.02
+
+Found = TypeVar("Found")
+
+
+class PodProcess:
+    """One running pod."""
+
+    def __init__(self, model: Path, folder: Path, port: int, environment: Mapping[str, str], *flags: str) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.client = PodClient(self.url, ADMIN_TOKEN)
+        self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+        self.log = folder / "pod.log"
+        self.cache = folder / "cache"
+        self._environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self._command = [sys.executable, "-m", "lorafleet_serving", "--port", str(port), "--model", str(model)]
+        self._command += ["--cache-dir", str(self.cache), "--num-threads", "1", *flags]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.start()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the front."""
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start the processes; does not wait."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
+
+    def wait_ready(self) -> None:
+        """Wait until the pod takes requests."""
+        self.wait_for(lambda: self.client.ready() or None, "the pod to be ready")
+
+    def wait_exit(self) -> int:
+        """Wait until the front has ended; its exit status."""
+        return self._process.wait(_LIMIT_S)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the front."""
+        self._process.send_signal(number)
+
+    def stop(self) -> None:
+        """End the pod, by force if it must be, and close the connections to it."""
+        self.client.close()
+        self.http.close()
+        if self._process.poll() is None:
+            self.signal(signal.SIGTERM)
+            try:
+                self._process.wait(15)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def child_pids(self) -> dict[str, int]:
+        """Process ids of engine and fetcher, as the log tells them last."""
+        found = {}
+        for line in self.log.read_text().splitlines():
+            for name in ("engine", "fetcher"):
+                if f"{name} process started, pid " in line:
+                    found[name] = int(line.rpartition(" ")[2])
+        return found
+
+    def wait_for(self, look: Callable[[], Found | None], what: str, limit_s: float = _LIMIT_S) -> Found:
+        """Wait until a look finds something."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            assert self._process.poll() is None, f"the pod ended:\n{self.log.read_text()[-3000:]}"
+            found = look()
+            if found is not None:
+                return found
+            time.sleep(_LOOK_S)
+        raise AssertionError(f"waited {limit_s:.0f} s in vain for {what}:\n{self.log.read_text()[-3000:]}")
+
+    def adapter(self, name: str) -> AdapterReport | None:
+        """What the pod reports about a name."""
+        return next((item for item in self.client.report().adapters if item.name == name), None)
+
+    def version(self, name: str, version: int) -> VersionReport | None:
+        """What the pod reports about a version."""
+        adapter = self.adapter(name)
+        return next((item for item in adapter.versions if item.version == version), None) if adapter else None
+
+    def wait_serving(self, name: str, version: int) -> None:
+        """Wait until a bare name reaches a version."""
+
+        def look() -> bool | None:
+            adapter = self.adapter(name)
+            return True if adapter is not None and adapter.serving == version else None
+
+        self.wait_for(look, f"{name} to serve version {version}")
+
+    def wait_state(self, name: str, version: int, state: ServeState) -> VersionReport:
+        """Wait until a version is in a state."""
+
+        def look() -> VersionReport | None:
+            found = self.version(name, version)
+            return found if found is not None and found.state is state else None
+
+        return self.wait_for(look, f"{name}:{version} to be {state}")

@@ -1,0 +1,74 @@
+"""A tiny random Llama with a tokenizer of printable ASCII, and random adapters for it."""
+
+from __future__ import annotations
+
+import string
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+_MAX_POSITIONS = 256
+
+
+def make_tiny_model(folder: Path, seed: int = 0) -> Path:
+    """Write a model that answers with ASCII text and never ends by itself."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tiny_tokenizer()
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=_MAX_POSITIONS,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.2,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_tiny_tokenizer() -> Any:  # noqa: ANN401 - transformers has no types
+    """A byte-pair tokenizer over printable ASCII, so that every token is plain text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    corpus = [string.printable, "the cat sat on the mat and the dog sat on the log " * 3]
+    tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=160, special_tokens=["<end>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", chat_template=_CHAT_TEMPLATE)
+
+
+def make_tiny_adapter(model: Path, folder: Path, seed: int, rank: int = 4) -> Path:
+    """Write a random adapter as PEFT does, strong enough to change every answer."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=["q_proj", "v_proj", "down_proj"],
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # PEFT reads a property that transformers has since renamed.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), settings)
+        adapted.save_pretrained(folder)
+    return folder
