@@ -6,6 +6,7 @@ starve a service take their own from the factories.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from lorafleet_pipeline.stack.seaweedfs import S3Keys, SeaweedFS, free_ports, s3
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+# Servers, training and tests share the cores: a thread that waits for another must not keep it from running.
+# torch reads this when it is first imported, which is later than here.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 

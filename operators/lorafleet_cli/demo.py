@@ -58,7 +58,7 @@ class _Screen:
 
     def __init__(self) -> None:
         self._live = Live(console=notes, transient=True) if notes.is_terminal else None
-        self._last = ""
+        self._told: dict[str, str] = {}
 
     def __enter__(self) -> _Screen:
         if self._live is not None:
@@ -87,22 +87,22 @@ class _Screen:
         )
         if training is not None and states.get("train") and states["train"].state == "running":
             table.caption = training
-            self._line(training)
-        self._line(", ".join(f"{name} {state or 'waiting'}" for name, state, _ in rows))
+            self._line("training", training)
+        self._line("tasks", ", ".join(f"{name} {state or 'waiting'}" for name, state, _ in rows))
         self._draw(table)
 
     def _stack(self, status: StackStatus) -> None:
         rows = [(entry.name, str(entry.state), entry.detail) for entry in status.components]
-        self._line(", ".join(f"{name} {state}" for name, state, _ in rows))
+        self._line("stack", ", ".join(f"{name} {state}" for name, state, _ in rows))
         self._draw(make_table("Stack", ("component", "state", ""), rows))
 
     def _draw(self, table: Table) -> None:
         if self._live is not None:
             self._live.update(table)
 
-    def _line(self, text: str) -> None:
-        if self._live is None and text != self._last:
-            self._last = text
+    def _line(self, about: str, text: str) -> None:
+        if self._live is None and self._told.get(about) != text:
+            self._told[about] = text
             notes.print(text, markup=False, soft_wrap=True)
 
 

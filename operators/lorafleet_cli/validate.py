@@ -11,7 +11,7 @@ from lorafleet_cli.console import JsonOption, make_progress, notes, print_json, 
 from lorafleet_pipeline.datasets.report import ValidationReport
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.settings import PlatformSettings
-from lorafleet_pipeline.spec import load_spec
+from lorafleet_pipeline.spec import AdapterSpec, load_spec
 
 
 def command(
@@ -25,21 +25,27 @@ def command(
     spec = load_spec(spec_path)
     settings = PlatformSettings.load(registry_required=False)
     run = RunFolder.of(settings.work_dir, spec.name, run_key or f"local-{spec.spec_digest[7:19]}")
+    report = _validate(spec, run, settings)
+    if as_json:
+        print_json(report.to_json())
+        return
+    _show(report)
+    notes.print(f"run folder: {run.path}")
+
+
+def _validate(spec: AdapterSpec, run: RunFolder, settings: PlatformSettings) -> ValidationReport:
     # Imported once the spec is known to be right: the suite's library takes seconds.
     from lorafleet_pipeline.datasets.step import ValidationProgress, validate
 
+    if not notes.is_terminal:
+        return validate(spec, run, settings)
     with make_progress() as display:
         task = display.add_task("validate", total=None)
 
         def show(progress: ValidationProgress) -> None:
             display.update(task, description=progress.stage, completed=progress.done, total=progress.total)
 
-        report = validate(spec, run, settings, show)
-    if as_json:
-        print_json(report.to_json())
-        return
-    _show(report)
-    notes.print(f"run folder: {run.path}")
+        return validate(spec, run, settings, show)
 
 
 def _show(report: ValidationReport) -> None:

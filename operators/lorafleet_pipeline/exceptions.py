@@ -16,6 +16,7 @@ PipelineError                 base: its message is one line, for a person, with 
       + TrainingLost          the training process died without a result
       + TrainingCancelled     someone cancelled it
   + EvaluationError           evaluation failed
+  + TrackingUnavailable       MLflow does not take a run's parameters or metrics
   + GateReportInvalid         a gate report lacks a field or has one of the wrong type
   + RegistrationError         a version could not be registered whole
   + PromotionError            a promotion or rollback is not possible
@@ -90,6 +91,10 @@ class TrainingCancelled(TrainingError):
 
 class EvaluationError(PipelineError):
     """Raised when an evaluation could not be completed."""
+
+
+class TrackingUnavailable(PipelineError):
+    """Raised when MLflow does not take a run's parameters or metrics for a minute."""
 
 
 class GateReportInvalid(PipelineError, ValueError):

@@ -22,7 +22,9 @@ class RunFolder:
     def of(cls, work_dir: Path, adapter: str, run_key: str) -> RunFolder:
         """The folder of a run. Keys that are no safe file names are replaced by a digest of themselves."""
         safe = (
-            run_key if re.fullmatch(r"[A-Za-z0-9_.+-]{1,80}", run_key) else hashlib.sha256(run_key.encode()).hexdigest()
+            run_key
+            if re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,79}", run_key)
+            else hashlib.sha256(run_key.encode()).hexdigest()
         )
         return cls(work_dir / adapter / safe)
 

@@ -82,7 +82,8 @@ def render_template(template: str, values: Mapping[str, Any]) -> str:
 
     try:
         return _compiled(template).render(dict(values))
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # Jinja lets through what a filter or operator says about a value that it is not made for.
         raise InvalidTemplate(f"template {template[:60]!r}: {error}") from error
 
 
@@ -109,7 +110,8 @@ def _compiled(template: str) -> Template:
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
     # Imported here because the contract stays importable with the standard library alone.
-    from jinja2 import StrictUndefined
+    from jinja2 import DictLoader, StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    # An empty loader: what a template would include does not exist, and is a fault of the template.
+    return ImmutableSandboxedEnvironment(loader=DictLoader({}), undefined=StrictUndefined, keep_trailing_newline=True)

@@ -36,7 +36,9 @@ class PodTokenizer:
         self._text.no_padding()
         self._text.no_truncation()
         self.eos_token_id: int = self._chat.eos_token_id if self._chat.eos_token_id is not None else 0
-        self._longest_token = max(len(token) for token in self._text.get_vocab())
+        vocabulary: dict[str, int] = self._text.get_vocab()
+        self._longest_token = max(len(token) for token in vocabulary)
+        self._num_ids = max(vocabulary.values()) + 1
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Tokens of a text."""
@@ -79,6 +81,16 @@ class PodTokenizer:
         """Whether a token stands for no text."""
         added: Any = self._text.get_added_tokens_decoder().get(token_id)
         return added is not None and bool(added.special)
+
+    def check_ids(self, token_ids: Sequence[int]) -> None:
+        """Turn away tokens that are none.
+
+        Raises:
+            InvalidRequest: a number is not the id of a token.
+        """
+        wrong = next((item for item in token_ids if not 0 <= item < self._num_ids), None)
+        if wrong is not None:
+            raise InvalidRequest(f"token id {wrong} is not between 0 and {self._num_ids - 1}", field="prompt")
 
     def check_length(self, text: str, max_tokens: int) -> None:
         """Turn away a text that must be too long, without the work of tokenizing it.

@@ -189,9 +189,7 @@ def test_a_version_whose_gate_failed_is_never_promoted_whatever_the_policy(
     assert fleet.champion(name) is None
 
 
-def test_a_manual_promotion_says_how(
-    fleet: WatchedFleet, context: dict[str, Any], task_instance: TaskInstance
-) -> None:
+def test_a_manual_promotion_says_how(fleet: WatchedFleet, context: dict[str, Any], task_instance: TaskInstance) -> None:
     name = fleet.adapter()
     operator = PromoteAdapterOperator(task_id="promote", adapter=name, version="1", policy="manual")
     with pytest.raises(AirflowSkipException, match=f"lorafleet promote {name} 1"):
@@ -208,14 +206,12 @@ def _reconcile(context: dict[str, Any], settle_s: float = 10.0) -> dict[str, int
 def test_a_pod_that_missed_a_change_is_told_and_follows(
     fleet: WatchedFleet, context: dict[str, Any], task_instance: TaskInstance
 ) -> None:
-    for champion in fleet.registry.search_models():
-        fleet.registry.delete_alias(champion.name, Alias.CHAMPION)
     name = fleet.adapter()
     fleet.registry.set_alias(name, Alias.CHAMPION, 1)
-    assert _reconcile(context) == {"serving": 1}
-    assert [nudged for nudged, _ in fleet.pod.nudges] == [name]
-    (finding,) = task_instance.pushed["report"]
-    assert (finding["adapter"], finding["standing"]) == (name, "serving")
+    assert _reconcile(context)["serving"] >= 1
+    assert name in [nudged for nudged, _ in fleet.pod.nudges]
+    (finding,) = [item for item in task_instance.pushed["report"] if item["adapter"] == name]
+    assert finding["standing"] == "serving"
 
 
 def test_drift_that_stays_fails_with_adapter_pod_and_reason(fleet: WatchedFleet, context: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
-"""What of a training's progress is written to the task's log."""
+"""What of a step's progress is written to the task's log."""
 
 from __future__ import annotations
 
 from lorafleet_airflow.progress import ProgressLog
+from lorafleet_pipeline.evaluation.progress import Contestant, EvaluationProgress
 from lorafleet_pipeline.training.progress import TrainingPhase, TrainingProgress
 
 
@@ -22,7 +23,7 @@ def _step(number: int, validation_loss: float | None = None) -> TrainingProgress
 
 def test_lines_name_step_loss_speed_and_time_left() -> None:
     log = _Log()
-    ProgressLog(log)(_step(40))
+    ProgressLog(log).training(_step(40))
     (line,) = log.lines
     for part in ("40/100", "2.0", "500 tokens/s", "60 s"):
         assert part in line
@@ -30,7 +31,7 @@ def test_lines_name_step_loss_speed_and_time_left() -> None:
 
 def test_a_fast_training_does_not_flood_the_log() -> None:
     log, now = _Log(), [0.0]
-    write = ProgressLog(log, every_s=5.0, clock=lambda: now[0])
+    write = ProgressLog(log, every_s=5.0, clock=lambda: now[0]).training
     for number in range(1, 51):
         now[0] += 0.2
         write(_step(number))
@@ -39,7 +40,7 @@ def test_a_fast_training_does_not_flood_the_log() -> None:
 
 def test_phases_the_last_step_and_validation_losses_are_always_written() -> None:
     log = _Log()
-    write = ProgressLog(log, clock=lambda: 0.0)
+    write = ProgressLog(log, clock=lambda: 0.0).training
     write(TrainingProgress(TrainingPhase.LOADING, 0, 100))
     write(_step(1))
     write(_step(2))
@@ -47,3 +48,13 @@ def test_phases_the_last_step_and_validation_losses_are_always_written() -> None
     write(_step(100))
     assert len(log.lines) == 4
     assert "1.5" in log.lines[2]
+
+
+def test_every_contestant_of_an_evaluation_is_seen_to_begin_and_to_end() -> None:
+    log = _Log()
+    write = ProgressLog(log, clock=lambda: 0.0).evaluation
+    write(EvaluationProgress(None, 0, 9))
+    for contestant in (Contestant.BASE, Contestant.CANDIDATE):
+        for done in range(1, 10):
+            write(EvaluationProgress(contestant, done, 9))
+    assert [line.partition("/")[0] for line in log.lines[1:]] == ["base 1", "base 9", "candidate 1", "candidate 9"]

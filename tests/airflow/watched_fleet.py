@@ -65,10 +65,15 @@ class AnsweringPod(FakePod):
 
 @dataclass
 class WatchedFleet:
-    """Registry, storage and one pod."""
+    """Registry, storage and the pod that follows, if there is one."""
 
     mlflow: RunningMLflow
-    pod: AnsweringPod
+    followed_by: AnsweringPod | None = None
+
+    @property
+    def pod(self) -> AnsweringPod:
+        assert self.followed_by is not None
+        return self.followed_by
 
     @property
     def registry(self) -> RegistryClient:

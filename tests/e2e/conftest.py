@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import json
-import keyword
+import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,21 +46,23 @@ class RunningStack:
 
 def run_lorafleet(home: Path, *arguments: str, timeout_s: float = 600.0) -> subprocess.CompletedProcess[str]:
     """Run the command line on a home folder."""
-    import os
-
     command = [sys.executable, "-m", "lorafleet_cli.main", *arguments]
     environment = {**os.environ, "LORAFLEET_HOME": str(home)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout_s)
 
 
 def write_kinds(folder: Path) -> None:
-    """Python's own names and what kind of name each is: a task that a few steps teach."""
-    names = [(name, "keyword") for name in keyword.kwlist]
-    names += [(name, "error") for name in dir(builtins) if name.endswith(("Error", "Warning"))]
-    names += [(name, "function") for name in dir(builtins) if name.islower() and not name.startswith("_")]
-    rows = [json.dumps({"name": name, "kind": kind}) for name, kind in names]
+    """Names of Python's library and what kind of name each is: a task that a few steps teach."""
+    names = sorted({name for module in (builtins, errno, os, signal, socket) for name in dir(module)})
+    rows = [json.dumps({"name": name, "kind": _kind(name)}) for name in names if not name.startswith("_")]
     folder.mkdir(parents=True)
     (folder / "names.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def _kind(name: str) -> str:
+    if name.isupper():
+        return "constant"
+    return "class" if name[0].isupper() else "function"
 
 
 def demo_arguments(data: Path, *more: str) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ def write_llama(folder: Path, **options: object) -> LlamaForCausalLM:
     return model
 
 
-def write_adapter(base: Path, folder: Path, seed: int = 0, **options: object) -> Path:
+def write_adapter(base: Path, folder: Path, seed: int = 0, /, **options: object) -> Path:
     """Write an adapter with random A and B, as PEFT saves it."""
     from peft import LoraConfig, get_peft_model
 
@@ -52,7 +52,7 @@ def write_adapter(base: Path, folder: Path, seed: int = 0, **options: object) ->
 def peft_answers(
     base: Path, adapter: Path | None, prompts: Sequence[Sequence[int]], num_tokens: int
 ) -> list[list[int]]:
-    """Greedy answers of PEFT, each prompt alone, in fp32."""
+    """Greedy answers of PEFT in fp32 to prompts of one length."""
     from peft import PeftModel
 
     model: Any = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -60,19 +60,18 @@ def peft_answers(
         with _quiet_peft():
             model = PeftModel.from_pretrained(model, adapter)
     model.eval()
-    answers: list[list[int]] = []
-    for prompt in prompts:
-        ids = torch.tensor([list(prompt)])
-        with torch.inference_mode():
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=num_tokens,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
-        answers.append(output[0, len(prompt) :].tolist())
+    # Prompts of one length need no padding, which would change what is computed.
+    ids = torch.tensor([list(prompt) for prompt in prompts])
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=num_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    answers: list[list[int]] = output[:, ids.shape[1] :].tolist()
     return answers
 
 

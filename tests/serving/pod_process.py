@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import httpx
 
 from lorafleet_contract.fleet import AdapterReport, VersionReport
 from lorafleet_contract.states import ServeState
-from lorafleet_serving.client import PodClient
+from lorafleet_serving.client import PodClient, PodUnreachable
 
 ADMIN_TOKEN = "admin-token-of-the-tests"
 WEBHOOK_SECRET = "webhook-secret-of-the-tests"
@@ -89,9 +90,11 @@ class PodProcess:
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             assert self._process.poll() is None, f"the pod ended:\n{self.log.read_text()[-3000:]}"
-            found = look()
-            if found is not None:
-                return found
+            # While it starts, nobody answers.
+            with contextlib.suppress(PodUnreachable, httpx.TransportError):
+                found = look()
+                if found is not None:
+                    return found
             time.sleep(_LOOK_S)
         raise AssertionError(f"waited {limit_s:.0f} s in vain for {what}:\n{self.log.read_text()[-3000:]}")
 

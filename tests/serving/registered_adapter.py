@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import urlparse
 
 import httpx
-from tests.conftest import RunningMLflow
 
 from lorafleet_contract.aliases import Stage
 from lorafleet_contract.digest import CONFIG_FILE, WEIGHTS_FILE, adapter_digest, base_digest
@@ -23,6 +22,7 @@ from lorafleet_contract.prompt import PromptBlock
 from lorafleet_contract.registry import RegistryClient, RegistryEndpoint
 from lorafleet_contract.signature import sign
 from lorafleet_contract.tags import Tag
+from tests.conftest import RunningMLflow
 
 GATE_KEY = "gate-key-of-the-tests"
 
@@ -84,7 +84,9 @@ class RegistryHand:
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             self.upload(f"{address}/{ADAPTER_FOLDER}/{file}", (source.folder / file).read_bytes())
         tags = {Tag.LORA_DIGEST: digest, Tag.LORA_BASE_DIGEST: manifest.base_digest, Tag.GATE_STATUS: "passed"}
-        version = self._create(name, source_override or address, {**{tag.value: text for tag, text in tags.items()}, **source.tags})
+        version = self._create(
+            name, source_override or address, {**{tag.value: text for tag, text in tags.items()}, **source.tags}
+        )
         return Registered(name, version, digest, address)
 
     def promote(self, registered: Registered, alias: str = "champion") -> None:

@@ -40,7 +40,7 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_tiny_tokenizer() -> Any:  # noqa: ANN401 - transformers has no types
+def make_tiny_tokenizer() -> Any:
     """A byte-pair tokenizer over printable ASCII, so that every token is plain text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -47,7 +47,11 @@ class TrainAdapterOperator(AdapterStepOperator):
         self._run = step.run
         try:
             result = train(
-                step.spec, step.run, step.settings, on_progress=ProgressLog(self.log), force=_is_true(self.force)
+                step.spec,
+                step.run,
+                step.settings,
+                on_progress=ProgressLog(self.log).training,
+                force=_is_true(self.force),
             )
         except TrainingCancelled as error:
             # A worker that is shut down cancels, too: only a cancellation by someone else is final.

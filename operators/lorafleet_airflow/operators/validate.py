@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lorafleet_airflow.operators.step import AdapterStepOperator, StepInput
@@ -19,9 +22,25 @@ class ValidateDatasetOperator(AdapterStepOperator):
 
     def run_step(self, step: StepInput) -> dict[str, Any]:
         """Validate."""
-        from lorafleet_pipeline.datasets.step import validate
+        from lorafleet_pipeline.datasets.step import ValidationProgress, validate
 
-        report = validate(step.spec, step.run, step.settings)
+        def tell(progress: ValidationProgress) -> None:
+            self.log.info("%s (%d of %d)", progress.stage, progress.done + 1, progress.total)
+
+        with _chatter_left_out():
+            report = validate(step.spec, step.run, step.settings, on_progress=tell)
         summary: dict[str, Any] = report.to_json()
         self.log.info("Dataset of %s is good for training", step.spec.name)
         return summary
+
+
+@contextmanager
+def _chatter_left_out() -> Iterator[None]:
+    """Great Expectations tells a hundred things about itself at level INFO, which is that of a task's log."""
+    logger = logging.getLogger("great_expectations")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

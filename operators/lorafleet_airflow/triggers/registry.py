@@ -11,7 +11,7 @@ receiver then makes sure that it is served.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping
 from typing import Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
@@ -57,7 +57,7 @@ class RegistryEventTrigger(BaseEventTrigger):
         return ("lorafleet-registry", self.registry_conn_id, self.poll_interval_s)
 
     @classmethod
-    async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncIterator[Champions]:
+    async def open_shared_stream(cls, kwargs: dict[str, Any]) -> AsyncGenerator[Champions, None]:
         """Poll the registry for ever; a registry that is down is logged and asked again."""
         from lorafleet_airflow.hooks.registry import LoRAFleetRegistryHook
 
@@ -72,7 +72,7 @@ class RegistryEventTrigger(BaseEventTrigger):
                 yield {model.name: model.aliases[Alias.CHAMPION] for model in models if Alias.CHAMPION in model.aliases}
             await asyncio.sleep(kwargs["poll_interval_s"])
 
-    async def filter_shared_stream(self, shared_stream: AsyncIterator[Champions]) -> AsyncIterator[TriggerEvent]:
+    async def filter_shared_stream(self, shared_stream: AsyncIterator[Champions]) -> AsyncGenerator[TriggerEvent, None]:
         """Pick this adapter's moves out of the polls."""
         last = await self._recall()
         async for champions in shared_stream:
@@ -87,7 +87,7 @@ class RegistryEventTrigger(BaseEventTrigger):
             last = current
             await self._remember(current)
 
-    async def run(self) -> AsyncIterator[TriggerEvent]:
+    async def run(self) -> AsyncGenerator[TriggerEvent, None]:
         """A poll loop of its own, where the triggerer has no shared streams (before Airflow 3.3)."""
         async for event in self.filter_shared_stream(self.open_shared_stream(self.serialize()[1])):
             yield event

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import re
 import sysconfig
-import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -117,7 +116,9 @@ def _source(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> s
         return None
     head = lines[node.lineno - 1 : docstring.lineno - 1]
     body = [line for line in lines[docstring.end_lineno : node.end_lineno] if line.strip()]
-    text = textwrap.dedent("\n".join([*head, *body])).expandtabs(4)
+    indent = lines[node.lineno - 1][: node.col_offset]
+    # Not dedent: a line of a long string may stand further left than the function.
+    text = "\n".join(line.removeprefix(indent) for line in (*head, *body)).expandtabs(4)
     if not text.isascii() or len("".join(body).strip()) < _MIN_BODY_CHARS:
         return None
     return _cut(text)

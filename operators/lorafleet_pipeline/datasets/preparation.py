@@ -182,7 +182,7 @@ def _render_row(spec: AdapterSpec, wanted: Mapping[str, Sequence[str]], source: 
             # A template that treats null itself renders it unlike the word.
             words = {name: "None" if value is None else value for name, value in values.items()}
             nulls[key] = None in values.values() and texts[key] == render_template(template, words)
-        except (InvalidTemplate, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        except InvalidTemplate as error:
             raise DatasetUnreadable(
                 f"{source.address}:{row.number}: the {key} template {_shown(template)} fails on this row "
                 f"({type(error.__cause__ or error).__name__}): mend the row or the template"

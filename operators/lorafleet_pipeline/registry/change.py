@@ -122,13 +122,13 @@ def follow(world: World, change: Change) -> None:
 
 
 def _follow_alias(world: World, change: AliasChange) -> None:
-    before = world.aliases.get(change.alias)
     world.set_alias(change.alias, change.version)
     stage = _ALIAS_STAGES.get(change.alias)
     if stage is None:
         return
-    if before is not None and before != change.version and world.stage(before) is stage:
-        world.set_stage(before, Stage.NONE)
+    # An alias stands on one version, and so does what mirrors it.
+    for other in _others_in(world, stage, change.version):
+        world.set_stage(other, Stage.NONE)
     if change.version is None or world.stage(change.version) is stage:
         return
     # A version that is champion and challenger at once stands in Production.
@@ -158,7 +158,7 @@ def _forget(world: World, version: int) -> None:
         del world.aliases[alias]
 
 
-def _others_in(world: World, stage: Stage, version: int) -> list[int]:
+def _others_in(world: World, stage: Stage, version: int | None) -> list[int]:
     return [other for other, held in world.stages.items() if held is stage and other != version]
 
 

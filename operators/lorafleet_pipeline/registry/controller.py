@@ -33,8 +33,9 @@ _logger = logging.getLogger(__name__)
 
 _JITTER = 0.2
 _STOP_CHECK_S = 0.2
-_DOUBT_S = 0.3
-"""How long an unexplained difference may wait for the announcement that explains it."""
+_DOUBT_S = 1.0
+"""How long after the last announcement an unexplained difference may wait for the one that explains it."""
+_LONGEST_DOUBT_S = 10.0
 _DOUBT_CHECK_S = 0.02
 _RETRY_S = 0.5
 _PATIENCE_S = 5.0
@@ -63,8 +64,8 @@ class Controller:
         self._pods = Pods(settings, self._inbox.look)
         self._memory: dict[str, Observed] = {}
         self._changes: dict[str, list[Change]] = {}
-        self._doubts: dict[str, float] = {}
-        """Adapters that differ without an explanation yet, and since when."""
+        self._doubts: dict[str, tuple[float, float]] = {}
+        """Adapters that differ without an explanation yet: since when, and when something was last heard of them."""
         self._failed: set[str] = set()
         self._away_since: float | None = None
         self._told_away = False
@@ -121,6 +122,8 @@ class Controller:
         post = self._inbox.take(max(0.0, min(limit_s, _STOP_CHECK_S)))
         for name, change in post.changes:
             self._changes.setdefault(name, []).append(change)
+            if name in self._doubts:
+                self._doubts[name] = (self._doubts[name][0], time.monotonic())
         return None if post.names is None else post.names | self._doubts.keys() | self._failed
 
     def _try(self, names: frozenset[str] | None) -> None:
@@ -164,10 +167,8 @@ class Controller:
         name = snapshot.name
         changes = tuple(self._changes.get(name, ()))
         observed = self._memory.get(name, snapshot.observed)
-        if self._announced and not is_explained(snapshot, observed, changes):
-            since = self._doubts.setdefault(name, time.monotonic())
-            if time.monotonic() < since + _DOUBT_S:
-                return 0
+        if self._announced and not is_explained(snapshot, observed, changes) and self._may_be_explained(name):
+            return 0
         decision = decide(snapshot, observed, self._pods.states, changes, now=time.time())
         try:
             self._carry_out(name, decision, announced=bool(changes))
@@ -181,6 +182,12 @@ class Controller:
         self._forget(name)
         self._memory[name] = decision.observed
         return len(decision.actions) + self._remember(snapshot, decision)
+
+    def _may_be_explained(self, name: str) -> bool:
+        """Whether the announcement of what was seen may still be on its way."""
+        now = time.monotonic()
+        first, last = self._doubts.setdefault(name, (now, now))
+        return now < last + _DOUBT_S and now < first + _LONGEST_DOUBT_S
 
     def _carry_out(self, name: str, decision: Decision, *, announced: bool) -> None:
         moves = [action for action in decision.actions if not isinstance(action, SetTag)]

@@ -231,7 +231,8 @@ def _serve_tags(
         state, error = (found.state.value, found.error) if found else _unheld(version)
         at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
         promoted_at = at if version.version == promoted else version.tags.get(Tag.SERVE_PROMOTED_AT)
-        values = {Tag.SERVE_STATE: state, Tag.SERVE_ERROR: error, Tag.SERVE_PROMOTED_AT: promoted_at}
+        # The state last: who sees it finds the reason there already.
+        values = {Tag.SERVE_ERROR: error, Tag.SERVE_PROMOTED_AT: promoted_at, Tag.SERVE_STATE: state}
         for key, value in values.items():
             if version.tags.get(key) != value:
                 yield SetTag(version.version, key, value)

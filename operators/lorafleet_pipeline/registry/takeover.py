@@ -38,18 +38,20 @@ class Takeover:
         self._refused_before: set[str] = set()
 
     def __enter__(self) -> Self:
-        for state in self._ask():
-            report = state.version(self._name, self._version.version)
-            if report is not None and report.state is ServeState.REFUSED:
-                self._refused_before.add(state.url)
+        with ExitStack() as closing:
+            for client in self._clients:
+                closing.callback(client.close)
+            for state in self._ask():
+                report = state.version(self._name, self._version.version)
+                if report is not None and report.state is ServeState.REFUSED:
+                    self._refused_before.add(state.url)
+            self._closing = closing.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with ExitStack() as closing:
-            for client in self._clients:
-                closing.callback(client.close)
+        self._closing.close()
 
     def wait(self, limit_s: float, on_progress: Callable[[Mapping[str, str]], None] | None) -> tuple[str, ...]:
         """Wait until every pod of the version's base has taken it; returns their addresses.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_urlsafe
@@ -29,6 +30,9 @@ BUCKETS = ("mlflow", "datasets", "datadocs", "audit")
 POD_BUCKET = "mlflow"
 REGION = "us-east-1"
 _GRPC_PARTS = ("volume", "master", "filer", "s3", "admin", "worker", "client")
+_PROBE_KEY = ".lorafleet/ready"
+_SETTLE_LIMIT_S = 60.0
+_SETTLE_POLL_S = 0.1
 PORT_NAMES = ("s3", "s3_grpc", "master", "master_grpc", "volume", "volume_grpc", "filer", "filer_grpc", "admin")
 
 
@@ -78,7 +82,7 @@ class SeaweedFS:
             log=self.log,
             probe=http_probe(f"{self.endpoint}/healthz"),
             url=self.endpoint,
-            on_ready=self._create_buckets,
+            on_ready=self._settle,
             start_limit_s=60.0,
         )
 
@@ -120,12 +124,38 @@ class SeaweedFS:
             ]
         }
 
-    def _create_buckets(self) -> None:
+    def _settle(self) -> None:
+        """Create the buckets, and wait until what was stored before can be read.
+
+        After a start the server lists objects some seconds before it finds the volumes that hold them.
+        """
         client = self.client()
         present = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
         for name in self.buckets:
             if name not in present:
                 client.create_bucket(Bucket=name)
+        bucket = self.buckets[-1]
+        if client.list_objects_v2(Bucket=bucket, Prefix=_PROBE_KEY)["KeyCount"]:
+            _retry_faults(lambda: client.get_object(Bucket=bucket, Key=_PROBE_KEY)["Body"].read())
+        else:
+            _retry_faults(lambda: client.put_object(Bucket=bucket, Key=_PROBE_KEY, Body=b"ready"))
+
+
+def _retry_faults(call: Callable[[], object]) -> None:
+    """Repeat a call while the server answers that it is at fault itself."""
+    from botocore.exceptions import ClientError
+
+    deadline = time.monotonic() + _SETTLE_LIMIT_S
+    while True:
+        try:
+            call()
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status < 500 or time.monotonic() > deadline:
+                raise StackError(f"s3 cannot read its own objects: {error}") from error
+            time.sleep(_SETTLE_POLL_S)
+        else:
+            return
 
 
 def _security(certificate: Certificate) -> str:

@@ -14,9 +14,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from lorafleet_contract.tags import Tag
-from lorafleet_pipeline.exceptions import TrainingCancelled, TrainingError
+from lorafleet_pipeline.exceptions import TrackingUnavailable, TrainingCancelled
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Metric
 
 logger = logging.getLogger(__name__)
@@ -41,14 +42,8 @@ class Tracking(AbstractContextManager["Tracking"]):
     """One MLflow run with system metrics. Leaving it ends the run as finished, or as failed after an error."""
 
     def __init__(self, url: str, adapter: str, run_key: str, attempt: str) -> None:
-        # MLflow's own retries would hold up training for minutes; this class has its own patience.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        from mlflow import MlflowClient
-
         self._url = url
-        self._client = MlflowClient(url)
+        self._client = _client(url)
         self._tags = {Tag.RUN_KEY.value: run_key, ATTEMPT_TAG: attempt}
         self._waiting: list[Metric] = []
         self._next_flush = 0.0
@@ -88,7 +83,7 @@ class Tracking(AbstractContextManager["Tracking"]):
         try:
             self._patiently("send the last metrics", self._flush)
             self._patiently("end the run", lambda: self._client.set_terminated(self.run_id, status))
-        except TrainingError as failure:
+        except TrackingUnavailable as failure:
             if error is None:
                 raise
             logger.error("%s", failure)  # The error that is under way says more.
@@ -133,20 +128,48 @@ class Tracking(AbstractContextManager["Tracking"]):
             self._next_flush = time.monotonic() + 5 * _FLUSH_EVERY_S
 
     def _patiently(self, what: str, call: Callable[[], T]) -> T:
-        from mlflow.exceptions import MlflowException
+        return _patiently(self._url, what, call)
 
-        deadline = time.monotonic() + _PATIENCE_S
-        while True:
-            try:
-                return call()
-            except MlflowException as error:
-                if not _may_pass(error) or time.monotonic() >= deadline:
-                    raise TrainingError(
-                        f"MLflow at {self._url} refused to {what} ({error}): start it, or correct "
-                        "LORAFLEET_MLFLOW_URL; the next try goes on from the last checkpoint"
-                    ) from error
-                logger.warning("MLflow at %s does not answer yet: %s", self._url, error)
-                time.sleep(1.0)
+
+def log_final_metrics(url: str, run_id: str, values: Mapping[str, float]) -> None:
+    """Record metrics of a run that has ended.
+
+    Raises:
+        TrackingUnavailable: MLflow does not take them.
+    """
+    client = _client(url)
+    from mlflow.entities import Metric
+
+    now_ms = int(time.time() * 1000)
+    metrics = [Metric(key, value, now_ms, 0) for key, value in values.items()]
+    _patiently(url, "log metrics", lambda: client.log_batch(run_id, metrics=metrics))
+
+
+def _client(url: str) -> MlflowClient:
+    # MLflow's own retries would hold up the caller for minutes; this module has its own patience.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    return MlflowClient(url)
+
+
+def _patiently(url: str, what: str, call: Callable[[], T]) -> T:
+    from mlflow.exceptions import MlflowException
+
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return call()
+        except MlflowException as error:
+            if not _may_pass(error) or time.monotonic() >= deadline:
+                raise TrackingUnavailable(
+                    f"MLflow at {url} refused to {what} ({' '.join(str(error).split())[:200]}): start it, or correct "
+                    "LORAFLEET_MLFLOW_URL; the next try goes on from where this one stopped"
+                ) from error
+            logger.warning("MLflow at %s does not answer yet: %s", url, error)
+            time.sleep(1.0)
 
 
 def _may_pass(error: Any) -> bool:

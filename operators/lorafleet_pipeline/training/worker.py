@@ -31,6 +31,7 @@ class StepFiles:
     """Files by which a step's process and its followers speak to each other."""
 
     folder: Path
+    result_name: str = "result.json"
 
     @property
     def lock(self) -> Path:
@@ -50,7 +51,7 @@ class StepFiles:
     @property
     def result(self) -> Path:
         """Written last by a process that ended well."""
-        return self.folder / "result.json"
+        return self.folder / self.result_name
 
     @property
     def failure(self) -> Path:

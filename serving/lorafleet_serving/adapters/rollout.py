@@ -233,10 +233,11 @@ class Rollout:
         return await self._fetcher.fetch(order)
 
     async def _try_out(self, digest: str, manifest: AdapterManifest) -> None:
+        token_ids = self._smoke.encode(manifest.prompt)
         if digest in self._proven:
             return
         try:
-            await self._smoke.run(digest, manifest.prompt)
+            await self._smoke.run(digest, token_ids)
         except GenerationFailed as error:
             raise AdapterRefusal(f"the smoke generation failed: {error}") from error
         self._proven.add(digest)

@@ -25,28 +25,32 @@ class SmokeTest:
         self._tokenizer = tokenizer
         self._num_tokens = num_tokens
 
-    async def run(self, digest: str, prompt: PromptBlock) -> None:
-        """Generate with the adapter.
+    def encode(self, prompt: PromptBlock) -> tuple[int, ...]:
+        """Tokens of the prompt block's first example.
 
         Raises:
-            AdapterRefusal: its template does not render its own example.
-            GenerationFailed: the engine gave up.
-            PodUnavailable: the engine died.
+            AdapterRefusal: the template does not render its own example.
         """
-        request = GenerationRequest(
-            request_id=f"smoke-{uuid.uuid4().hex}",
-            prompt_token_ids=self._encode(prompt)[-_MAX_PROMPT_LEN:],
-            sampling=SamplingParams(max_new_tokens=self._num_tokens, ignore_eos=True),
-            adapter=digest,
-        )
-        with closing(self._engine.submit(request, limited=False)) as stream:
-            async for _ in stream:
-                pass
-
-    def _encode(self, prompt: PromptBlock) -> tuple[int, ...]:
         if not prompt.examples:
             return self._tokenizer.encode(_PLAIN_PROMPT)
         try:
             return self._tokenizer.encode_rendered(prompt.render(prompt.examples[0]), chat=prompt.chat)
         except (InvalidTemplate, InvalidRequest) as error:
             raise AdapterRefusal(f"the prompt block does not fit its own first example: {error}") from error
+
+    async def run(self, digest: str, token_ids: tuple[int, ...]) -> None:
+        """Generate with the adapter.
+
+        Raises:
+            GenerationFailed: the engine gave up.
+            PodUnavailable: the engine died.
+        """
+        request = GenerationRequest(
+            request_id=f"smoke-{uuid.uuid4().hex}",
+            prompt_token_ids=token_ids[-_MAX_PROMPT_LEN:],
+            sampling=SamplingParams(max_new_tokens=self._num_tokens, ignore_eos=True),
+            adapter=digest,
+        )
+        with closing(self._engine.submit(request, limited=False)) as stream:
+            async for _ in stream:
+                pass

@@ -154,6 +154,7 @@ class Asker:
         """Tokens of the prompt; none yet where the adapter's template makes it."""
         tokenizer = self.pod.tokenizer
         if question.token_ids is not None:
+            tokenizer.check_ids(question.token_ids)
             return question.token_ids
         if question.messages is not None:
             return await asyncio.to_thread(tokenizer.encode_chat, question.messages)

@@ -178,10 +178,7 @@ class Engine:
 
     def _schedule(self) -> list[Chunk]:
         chunks = self._scheduler.schedule()
-        if not chunks and self._scheduler.waiting:
-            # Nothing runs that could make room later, so the first one would wait for ever.
-            head = self._scheduler.waiting[0]
-            self._fail(head, f"no room on the device for adapter {head.adapter}: everything there is pinned")
+        assert chunks or not self._scheduler.waiting, "nothing runs, and yet nothing can be admitted"
         # The rows of one adapter lie side by side; the base model's come first.
         return sorted(chunks, key=lambda chunk: chunk.sequence.adapter or "")
 
@@ -222,10 +219,6 @@ class Engine:
         self._end(sequence, forget=True)
         error = f"{who} gave logits that are not finite after {sequence.num_generated} tokens"
         return TokenOutput(sequence.request_id, None, FinishReason.ERROR, error=error)
-
-    def _fail(self, sequence: Sequence, error: str) -> None:
-        self._end(sequence)
-        self._ended.append(TokenOutput(sequence.request_id, None, FinishReason.ERROR, error=error))
 
     def _end(self, sequence: Sequence, *, forget: bool = False) -> None:
         self._scheduler.finish(sequence, forget=forget)

@@ -20,6 +20,7 @@ from tests.conftest import RunningS3
 from tests.pipeline.datasets.planted import Row, clean_rows, make_settings, make_spec, write_splits
 
 SECRETS = ("zanzibar-4711", "quokka@example.org", "4111 1111 1111 1111")
+SECRET_NUMBER = 98765431
 
 Planted = Callable[..., tuple[AdapterSpec, RunFolder]]
 
@@ -180,31 +181,36 @@ def test_no_row_content_reaches_reports_pages_or_logs(
     tmp_path: Path, planted: Planted, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    rows: list[Row] = [{"text": f"{secret} {secret}", "label": f"{SECRETS[0]}-label"} for secret in SECRETS]
+    rows: list[Row] = [{"text": f"{secret}, {secret}", "label": f"{SECRETS[0]}-label"} for secret in SECRETS]
     rows += [{"text": SECRETS[0], "label": "caf\u00c3\u00a9"}] * 2
     expectations: list[dict[str, Any]] = [
         {"type": "expect_column_values_to_match_regex", "column": "text", "regex": "^the", "severity": "warning"},
-        {"type": "expect_column_max_to_be_between", "column": "text", "max_value": "a", "severity": "warning"},
+        {"type": "expect_column_max_to_be_between", "column": "size", "max_value": 5, "severity": "warning"},
         {"type": "expect_column_distinct_values_to_be_in_set", "column": "label", "value_set": ["old"]}
         | {"severity": "info"},
         {"type": "expect_column_most_common_value_to_be_in_set", "column": "label", "value_set": ["x"]}
         | {"severity": "warning"},
         {"type": "expect_column_values_to_be_unique", "column": "text"},
     ]
-    made = planted(train=[*rows, *clean_rows(20)], test=rows, spec={"expectations": expectations})
+    rows = [{**row, "size": SECRET_NUMBER} for row in rows]
+    sized = {
+        "train": [*rows, *({**row, "size": 1} for row in clean_rows(20))],
+        "validation": [{**row, "size": 1} for row in clean_rows(20, 1000)],
+    }
+    made = planted(**sized, test=rows, spec={"expectations": expectations})
     with pytest.raises(DatasetRefused) as caught:
         _validate(tmp_path, made)
     pages = [path for path in tmp_path.joinpath("docs").rglob("*") if path.is_file()]
     assert any(path.name == "index.html" for path in pages)
     texts = [path.read_bytes().decode(errors="replace") for path in [*pages, made[1].validation_file]]
     texts += [str(caught.value), caplog.text]
-    for secret in (*SECRETS, "caf\u00c3"):
+    for secret in (*SECRETS, str(SECRET_NUMBER), "caf\u00c3"):
         assert not [text[:80] for text in texts if secret in text]
     report = read_report(made[1])
     assert {"no_email", "no_card", "no_mojibake"} <= {finding.check for finding in report.findings}
     own = {item.check: item for item in report.findings if item.split is Split.TRAIN}
     assert own["expectations.0 on text"].rows == 5
-    assert own["expectations.1 on text"].rows is None
+    assert own["expectations.1 on size"].rows is None
     assert own["expectations.4 on text"].severity is Severity.CRITICAL
 
 

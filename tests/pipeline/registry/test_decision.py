@@ -54,6 +54,8 @@ P, S, A, N = Stage.PRODUCTION, Stage.STAGING, Stage.ARCHIVED, Stage.NONE
         ([alias("champion", 2)], {"champion": 2}, {2: P}),
         ([alias("champion", 2), alias("champion", 3)], {"champion": 3}, {3: P}),
         ([alias("champion", 2), alias("champion", None)], {}, {}),
+        ([stage(1, P), stage(2, P), alias("champion", 3)], {"champion": 3}, {3: P}),
+        ([stage(1, P), stage(2, P), alias("champion", None)], {}, {}),
         ([stage(2, A), alias("champion", 2)], {"champion": 2}, {2: P}),
         ([alias("champion", 2), alias("challenger", 2)], {"champion": 2, "challenger": 2}, {2: P}),
         ([alias("challenger", 2), alias("champion", 2)], {"champion": 2, "challenger": 2}, {2: P}),

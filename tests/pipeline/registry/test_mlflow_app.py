@@ -10,6 +10,7 @@ import pytest
 
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.registry.actor import Actor, How, registry_as
+from lorafleet_pipeline.registry.audit import AuditEntry
 from tests.pipeline.registry.fake_pod import BASE_DIGEST
 from tests.pipeline.registry.fleet import Fleet, eventually
 
@@ -135,9 +136,12 @@ def test_moves_at_the_same_time_end_where_the_registry_ended(fleet: Fleet) -> No
     assert fleet.aliases(name)["champion"] == champion
     eventually(lambda: fleet.stages(name)[champion] == "Production", "one version in Production")
     assert [stage for stage in fleet.stages(name).values() if stage != "None"] == ["Production"]
-    log = [entry for entry in fleet.audit(name) if entry.what == "champion"]
-    assert all(later.before == earlier.after for earlier, later in pairwise(log))
-    assert log[-1].after == str(champion)
+
+    def told() -> list[AuditEntry]:
+        return [entry for entry in fleet.audit(name) if entry.what == "champion"]
+
+    eventually(lambda: told()[-1].after == str(champion), "the audit log at the last champion")
+    assert all(later.before == earlier.after for earlier, later in pairwise(told()))
 
 
 def test_aliases_of_the_controller_cannot_be_moved_by_others(fleet: Fleet) -> None:

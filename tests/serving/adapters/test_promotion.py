@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
-from tests.serving.conftest import SourceFactory
-from tests.serving.pod_process import WEBHOOK_SECRET, PodProcess
-from tests.serving.registered_adapter import RegistryHand, with_report
 
 from lorafleet_contract.states import ServeState, Tier
 from lorafleet_serving.client import Completion, PodError
+from tests.serving.conftest import SourceFactory
+from tests.serving.pod_process import WEBHOOK_SECRET, PodProcess
+from tests.serving.registered_adapter import RegistryHand, with_report
 
 
 def test_a_champion_is_served_under_its_bare_name(

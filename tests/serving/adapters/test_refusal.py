@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.serving.conftest import SourceFactory
-from tests.serving.pod_process import WEBHOOK_SECRET, PodProcess
-from tests.serving.registered_adapter import Registered, RegistryHand, with_report
 
 from lorafleet_contract.prompt import PromptBlock
 from lorafleet_contract.states import ServeState
 from lorafleet_contract.tags import Tag
 from lorafleet_serving.client import PodError
+from tests.serving.conftest import SourceFactory
+from tests.serving.pod_process import WEBHOOK_SECRET, PodProcess
+from tests.serving.registered_adapter import Registered, RegistryHand, with_report
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 
@@ -69,9 +69,7 @@ def test_a_report_signed_with_another_key_is_refused(
     _expect_refusal(pod, registered, "signature")
 
 
-def test_an_exchanged_manifest_is_refused(
-    pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
-) -> None:
+def test_an_exchanged_manifest_is_refused(pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory) -> None:
     registered = registry.register("exchanged", tiny_adapter(1))
     manifest = registry.download(f"{registered.address}/manifest.json")
     registry.upload(f"{registered.address}/manifest.json", manifest.replace(b"exact_match", b"rouge_l"))
@@ -111,7 +109,7 @@ def test_a_template_that_does_not_render_its_example_is_refused(
 
 
 def test_artifacts_outside_s3_are_refused(pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory) -> None:
-    registered = registry.register("elsewhere", tiny_adapter(1), source_override="file:///tmp/nothing")
+    registered = registry.register("elsewhere", tiny_adapter(1), source_override="gs://bucket/nothing")
     registry.promote(registered)
     _expect_refusal(pod, registered, "s3://bucket/key")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.serving.llama_model import VOCAB_SIZE, peft_answers, write_adapter, write_llama
 
 from lorafleet_serving.engine.config import DType, EngineConfig
 from lorafleet_serving.engine.engine import Engine
@@ -19,6 +18,7 @@ from lorafleet_serving.exceptions import (
     InvalidRequest,
     InvalidSetting,
 )
+from tests.serving.llama_model import VOCAB_SIZE, peft_answers, write_adapter, write_llama
 
 PROMPTS = [[5, 9, 11, 40], [7] * 30, [60, 3, 8, 21, 34, 55, 89, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]]
 
@@ -81,7 +81,8 @@ def test_mixed_batch_equals_peft_for_every_adapter(base: Path, adapters: dict[st
     for name, folder in [(None, None), *adapters.items()]:
         if name is not None and folder is not None:
             engine.load_adapter(name, folder)
-        for index, answer in enumerate(peft_answers(base, folder, PROMPTS, 12)):
+        for index, prompt in enumerate(PROMPTS):
+            (answer,) = peft_answers(base, folder, [prompt], 12)
             requests.append(make_request(f"{name}-{index}", PROMPTS[index], adapter=name))
             expected[requests[-1].request_id] = answer
     assert engine.generate(requests) == expected

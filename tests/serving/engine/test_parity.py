@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.serving.llama_model import peft_answers, write_adapter
 
 from lorafleet_serving.engine.config import DType, EngineConfig
 from lorafleet_serving.engine.engine import Engine
 from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
+from tests.serving.llama_model import peft_answers, write_adapter
+
+pytestmark = pytest.mark.timeout(900)  # Minutes where the machine is shared with training.
 
 NUM_TOKENS = 64
+PROMPT_LEN = 5
 PROMPTS = ("The capital of France is", "def fibonacci(n):\n")
 ADAPTERS: dict[str, dict[str, object]] = {
     "rank-8-all-linear": {"r": 8, "lora_alpha": 16},
@@ -33,7 +36,7 @@ def prompts(base_model: Path) -> list[tuple[int, ...]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base_model)
-    return [tuple(tokenizer(text).input_ids) for text in PROMPTS]
+    return [tuple(tokenizer(text).input_ids[:PROMPT_LEN]) for text in PROMPTS]
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +50,10 @@ def adapters(base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.fixture(scope="module")
 def expected(base_model: Path, adapters: dict[str, Path], prompts: list[tuple[int, ...]]) -> Answers:
-    folders: dict[str | None, Path | None] = {None: None, **adapters}
+    folders = [(None, None), *adapters.items()]
     return {
         (name, index): answer
-        for name, folder in folders.items()
+        for name, folder in folders
         for index, answer in enumerate(peft_answers(base_model, folder, prompts, NUM_TOKENS))
     }
 

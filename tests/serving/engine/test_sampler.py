@@ -11,7 +11,7 @@ from lorafleet_serving.engine.sampler import sample
 from lorafleet_serving.engine.sequence import Sequence
 
 
-def make_sequence(tokens: tuple[int, ...] = (1,), **sampling: float) -> Sequence:
+def make_sequence(tokens: tuple[int, ...] = (1,), /, **sampling: float) -> Sequence:
     return Sequence(GenerationRequest("r", tokens, SamplingParams(**sampling)), arrival=0)  # type: ignore[arg-type]
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.serving.llama_model import VOCAB_SIZE, write_llama
 
 from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.engine.kv_cache import KvCache
@@ -17,6 +16,7 @@ from lorafleet_serving.engine.sequence import Sequence
 from lorafleet_serving.exceptions import UnsupportedModel
 from lorafleet_serving.kernels.segments import AdapterSites
 from lorafleet_serving.models.registry import load_model
+from tests.serving.llama_model import VOCAB_SIZE, write_llama
 
 CPU = torch.device("cpu")
 LLAMA3_ROPE = {

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.serving.llama_model import write_llama
 
 from lorafleet_serving.exceptions import UnsupportedModel
 from lorafleet_serving.models.eos import read_eos_token_ids
 from lorafleet_serving.models.registry import load_model
+from tests.serving.llama_model import write_llama
 
 CPU = torch.device("cpu")
 WEIGHTS = "model.safetensors"

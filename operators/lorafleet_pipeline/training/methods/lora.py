@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,14 +47,16 @@ def attach_lora(base: PreTrainedModel, base_model: str, section: MethodSection) 
     base.config.use_cache = False
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base_model,
         r=section.r,
-        lora_alpha=int(section.alpha) if section.alpha.is_integer() else section.alpha,
+        lora_alpha=int(section.alpha) if float(section.alpha).is_integer() else section.alpha,
         lora_dropout=section.dropout,
         target_modules=list(section.target_modules),
         use_rslora=section.use_rslora,
     )
-    model = get_peft_model(base, config)
+    with warnings.catch_warnings():
+        # PEFT reads a property that transformers has since renamed.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        model = get_peft_model(base, config)
     # PEFT puts the base's folder here; it means nothing on another machine, and would enter the digest.
     model.peft_config["default"].base_model_name_or_path = base_model
     return model

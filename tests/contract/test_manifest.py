@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from lorafleet_contract.exceptions import InvalidManifest
+from lorafleet_contract.manifest import AdapterManifest
+from lorafleet_contract.prompt import PromptBlock
+
+MANIFEST = AdapterManifest(
+    name="tickets",
+    digest="sha256:1",
+    base_model="org/base",
+    base_digest="sha256:2",
+    method="qlora",
+    rank=8,
+    alpha=16.0,
+    target_modules=("q_proj", "v_proj"),
+    trained_on="nf4",
+    dataset_digest="sha256:3",
+    spec_digest="sha256:4",
+    prompt=PromptBlock(template="{{ text }}", variables=("text",), examples=({"text": "a"},)),
+    metric="accuracy",
+)
+
+
+def test_manifest_survives_json_with_its_digest() -> None:
+    read = AdapterManifest.from_json(json.loads(json.dumps(MANIFEST.to_json())))
+    assert read == MANIFEST
+    assert read.manifest_digest == MANIFEST.manifest_digest
+
+
+def test_every_fact_changes_the_digest() -> None:
+    changed = [
+        replace(MANIFEST, rank=4),
+        replace(MANIFEST, digest="sha256:5"),
+        replace(MANIFEST, target_modules=("v_proj", "q_proj")),
+        replace(MANIFEST, prompt=replace(MANIFEST.prompt, stop=("\n",))),
+        replace(MANIFEST, owner="someone"),
+    ]
+    assert len({manifest.manifest_digest for manifest in [MANIFEST, *changed]}) == len(changed) + 1
+
+
+def test_missing_unknown_and_mistyped_fields_are_refused() -> None:
+    data = MANIFEST.to_json()
+    for wrong in (
+        {key: value for key, value in data.items() if key != "rank"},
+        {key: value for key, value in data.items() if key != "prompt"},
+        data | {"surprise": 1},
+        data | {"prompt": {"template": "x"}},
+        data | {"target_modules": None},
+    ):
+        with pytest.raises(InvalidManifest):
+            AdapterManifest.from_json(wrong)
+
+
+@pytest.mark.parametrize("version", ["2", None, 1])
+def test_manifest_of_another_contract_says_what_to_do(version: object) -> None:
+    with pytest.raises(InvalidManifest, match="upgrade the older of pipeline and pod"):
+        AdapterManifest.from_json(MANIFEST.to_json() | {"contract_version": version})

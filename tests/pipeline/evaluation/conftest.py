@@ -1,0 +1,7 @@
+"""The tiny base model and rows that training's tests have, too."""
+
+from __future__ import annotations
+
+from tests.pipeline.training.conftest import SpecFactory, _few_threads, spec_of, tiny_base
+
+__all__ = ["SpecFactory", "_few_threads", "spec_of", "tiny_base"]

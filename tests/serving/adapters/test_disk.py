@@ -1,0 +1,69 @@
+"""The disk tier: whole adapters only, within the budget, never evicting what is wanted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lorafleet_contract.digest import CONFIG_FILE, WEIGHTS_FILE, adapter_digest
+from lorafleet_serving.adapters.disk import DiskTier
+from lorafleet_serving.exceptions import FetchFailed
+
+SIZE = 1000
+
+
+def _put(tier: DiskTier, seed: int) -> str:
+    with tier.staging(SIZE) as staged:
+        (staged / CONFIG_FILE).write_bytes(b"{}")
+        (staged / WEIGHTS_FILE).write_bytes(bytes([seed]) * (SIZE - 2))
+        digest = adapter_digest(staged)
+        folder = tier.admit(staged, digest)
+    os.utime(folder, (seed, seed))  # The order of use, whatever the clock's resolution.
+    return digest
+
+
+def test_the_least_recently_used_goes_first_and_what_is_wanted_stays(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 3 * SIZE)
+    first, second, third = (_put(tier, seed) for seed in (1, 2, 3))
+    tier.keep(frozenset({first}))
+    fourth = _put(tier, 4)
+    assert tier.digests() == {first, third, fourth}
+    assert tier.find(second) is None
+
+
+def test_a_budget_full_of_wanted_adapters_is_an_error_that_says_so(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 2 * SIZE)
+    held = frozenset(_put(tier, seed) for seed in (1, 2))
+    tier.keep(held)
+    with pytest.raises(FetchFailed, match="--disk-bytes"):
+        _put(tier, 3)
+    assert tier.digests() == held
+
+
+def test_space_set_aside_for_one_download_is_not_given_to_another(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 2 * SIZE)
+    with tier.staging(SIZE + 1), pytest.raises(FetchFailed), tier.staging(SIZE):
+        pass
+    with tier.staging(2 * SIZE):
+        pass
+
+
+def test_an_adapter_damaged_while_the_pod_was_down_is_not_found(tmp_path: Path) -> None:
+    digest = _put(DiskTier(tmp_path, 10 * SIZE), 1)
+    restarted = DiskTier(tmp_path, 10 * SIZE)
+    folder = restarted.find(digest)
+    assert folder is not None
+    (folder / WEIGHTS_FILE).write_bytes(b"short")
+    again = DiskTier(tmp_path, 10 * SIZE)
+    assert again.find(digest) is None
+    assert again.digests() == frozenset()
+
+
+def test_scraps_of_a_broken_download_are_gone_after_a_start(tmp_path: Path) -> None:
+    scrap = tmp_path / "staging" / "half"
+    scrap.mkdir(parents=True)
+    tier = DiskTier(tmp_path, SIZE)
+    assert not scrap.exists()
+    assert tier.digests() == frozenset()

@@ -1,0 +1,173 @@
+"""Processes of the pod killed for real, services taken away, and the pod started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lorafleet_contract.states import ServeState
+from tests.conftest import MLflowFactory, S3Factory
+from tests.serving.conftest import PodFactory, SourceFactory
+from tests.serving.pod_process import PodProcess
+from tests.serving.registered_adapter import Registered, RegistryHand, with_report
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def victim(pod_factory: PodFactory) -> PodProcess:
+    """A pod whose processes are killed; it must be whole again after each test."""
+    started = pod_factory()
+    started.wait_ready()
+    return started
+
+
+@pytest.fixture(scope="module")
+def served(victim: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory) -> Registered:
+    """A version that the victim serves."""
+    registered = registry.register("survivor", tiny_adapter(1))
+    registry.promote(registered)
+    registry.promote(registered, "live")
+    victim.wait_serving("survivor", 1)
+    return registered
+
+
+def test_a_killed_engine_fails_its_requests_and_comes_back(victim: PodProcess, served: Registered) -> None:
+    before = victim.client.complete("survivor", "the cat", max_tokens=8)
+    parts = victim.http.stream(
+        "POST", "/v1/completions", json={"model": "survivor", "prompt": "the", "max_tokens": 240, "stream": True}
+    )
+    engine = victim.child_pids()["engine"]
+    with parts as response:
+        lines = response.iter_lines()
+        first = next(lines)
+        os.kill(engine, signal.SIGKILL)
+        rest = [line for line in lines if line]
+    assert first.startswith("data: ")
+    assert '"code":503' in rest[-1]
+    victim.wait_for(lambda: True if victim.child_pids()["engine"] != engine else None, "another engine process")
+    victim.wait_ready()
+    after = victim.client.complete("survivor", "the cat", max_tokens=8)
+    assert (after.text, after.digest) == (before.text, served.digest)
+
+
+def test_a_waiting_request_hears_503_when_the_engine_dies(victim: PodProcess, served: Registered) -> None:
+    statuses: list[int] = []
+
+    def ask() -> None:
+        body = {"model": "survivor", "prompt": "the", "max_tokens": 240, "temperature": 1.0}
+        with httpx.Client(base_url=victim.url, timeout=60, trust_env=False) as http:
+            statuses.extend(http.post("/v1/completions", json=body).status_code for _ in range(20))
+
+    callers = [threading.Thread(target=ask) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    victim.wait_for(lambda: _running(victim) or None, "requests to run")
+    os.kill(victim.child_pids()["engine"], signal.SIGKILL)
+    for caller in callers:
+        caller.join()
+    assert 503 in statuses
+    assert set(statuses) <= {200, 503}
+    victim.wait_ready()
+
+
+def test_a_killed_fetcher_is_replaced_and_fetches_on(
+    victim: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory, served: Registered
+) -> None:
+    os.kill(victim.child_pids()["fetcher"], signal.SIGKILL)
+    assert victim.client.complete("survivor", "the cat", max_tokens=4).digest == served.digest
+    later = registry.register("after-fetcher", tiny_adapter(20))
+    registry.promote(later)
+    victim.wait_serving("after-fetcher", 1)
+
+
+def test_a_killed_front_leaves_no_orphan(pod_factory: PodFactory) -> None:
+    doomed = pod_factory()
+    doomed.wait_ready()
+    children = doomed.child_pids()
+    doomed.signal(signal.SIGKILL)
+    doomed.wait_exit()
+    deadline = threading.Event()
+    for _ in range(500):
+        if not any(_is_running(pid) for pid in children.values()):
+            break
+        deadline.wait(0.02)
+    assert not [name for name, pid in children.items() if _is_running(pid)]
+
+
+def test_a_restart_serves_live_again_while_the_champion_is_refused(
+    pod_factory: PodFactory, registry: RegistryHand, tiny_adapter: SourceFactory
+) -> None:
+    good = registry.register("restarted", tiny_adapter(1))
+    bad = registry.register("restarted", with_report(tiny_adapter(2), status="failed", reason="no lift"))
+    registry.promote(good, "live")
+    registry.promote(bad)
+    pod = pod_factory()
+    pod.wait_state("restarted", 2, ServeState.REFUSED)
+    pod.wait_serving("restarted", 1)
+    pod.signal(signal.SIGKILL)
+    pod.wait_exit()
+    pod.start()
+    pod.wait_ready()
+    assert pod.client.complete("restarted", "the cat", max_tokens=4).digest == good.digest
+    refused = pod.version("restarted", 2)
+    assert refused is not None
+    assert (refused.state, refused.error) == (ServeState.REFUSED, "the evaluation gate failed: no lift")
+
+
+def test_a_drained_pod_finishes_what_runs_and_takes_no_more(pod_factory: PodFactory) -> None:
+    pod = pod_factory()
+    pod.wait_ready()
+    parts = pod.client.stream("", "the cat", max_tokens=240)
+    received = [next(parts)]
+    pod.signal(signal.SIGTERM)
+    refused = pod.wait_for(lambda: _refusal(pod), "new requests to be refused")
+    received += parts
+    assert refused == 503
+    assert received[-1].finish_reason == "length"
+    assert pod.wait_exit() == 0
+
+
+def test_without_s3_and_registry_what_is_loaded_goes_on_and_a_restart_needs_the_disk_alone(
+    pod_factory: PodFactory, s3_factory: S3Factory, mlflow_factory: MLflowFactory, tiny_adapter: SourceFactory
+) -> None:
+    own_s3 = s3_factory()
+    own_mlflow = mlflow_factory(on_s3=own_s3)
+    registry = RegistryHand(own_mlflow)
+    registered = registry.register("islander", tiny_adapter(1))
+    registry.promote(registered)
+    pod = pod_factory(on=own_mlflow)
+    pod.wait_serving("islander", 1)
+    own_s3.component.stop()
+    pod.signal(signal.SIGKILL)
+    pod.wait_exit()
+    pod.start()
+    pod.wait_serving("islander", 1)
+    own_mlflow.component.stop()
+    pod.wait_for(lambda: pod.client.report().registry_error, "the registry's absence to be reported")
+    assert pod.client.complete("islander", "the cat", max_tokens=4).digest == registered.digest
+    assert pod.client.ready()
+
+
+def _running(pod: PodProcess) -> bool:
+    lines = pod.http.get("/metrics").text.splitlines()
+    return any(line.startswith("vllm:num_requests_running") and float(line.rpartition(" ")[2]) > 0 for line in lines)
+
+
+def _refusal(pod: PodProcess) -> int | None:
+    status = pod.http.post("/v1/completions", json={"prompt": "the", "max_tokens": 1}).status_code
+    return status if status != 200 else None
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process computes; one that only waits to be reaped does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"

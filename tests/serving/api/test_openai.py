@@ -1,0 +1,214 @@
+"""The OpenAI dialect against a running pod."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import openai
+import pytest
+
+from tests.serving.conftest import SourceFactory
+from tests.serving.pod_process import ADMIN_TOKEN, PodProcess
+from tests.serving.registered_adapter import PROMPT, Registered, RegistryHand
+
+QUESTION = {"question": "the dog"}
+
+
+@pytest.fixture(scope="module")
+def adapter(pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory) -> Registered:
+    """An adapter that the pod serves under its bare name."""
+    registered = registry.register("dialects", tiny_adapter(1))
+    registry.promote(registered)
+    pod.wait_serving("dialects", 1)
+    return registered
+
+
+@pytest.fixture(scope="module")
+def chat_adapter(pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory) -> Registered:
+    """An adapter whose template is the user's turn of a chat."""
+    block = replace(PROMPT, template="{{ question }}?", chat=True)
+    registered = registry.register("chatty", replace(tiny_adapter(1), prompt=block))
+    registry.promote(registered)
+    pod.wait_serving("chatty", 1)
+    return registered
+
+
+def _post(pod: PodProcess, path: str, **body: object) -> Any:
+    response = pod.http.post(path, json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def _events(text: str) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_a_completion_names_its_adapter_and_counts_its_tokens(pod: PodProcess, adapter: Registered) -> None:
+    response = pod.http.post("/v1/completions", json={"model": "dialects", "prompt": "the cat", "max_tokens": 5})
+    answer = response.json()
+    assert response.headers["x-lorafleet-adapter"] == adapter.label
+    assert response.headers["x-lorafleet-digest"] == adapter.digest
+    assert answer["object"] == "text_completion"
+    assert answer["model"] == "dialects"
+    assert answer["choices"][0]["finish_reason"] == "length"
+    usage = answer["usage"]
+    assert usage["completion_tokens"] == 5
+    assert usage["total_tokens"] == usage["prompt_tokens"] + 5
+
+
+def test_a_stream_adds_up_to_the_whole_answer(pod: PodProcess, adapter: Registered) -> None:
+    body = {"model": "dialects", "prompt": "the cat", "max_tokens": 30}
+    whole = _post(pod, "/v1/completions", **body)
+    response = pod.http.post(
+        "/v1/completions", json={**body, "stream": True, "stream_options": {"include_usage": True}}
+    )
+    *chunks, last = _events(response.text)
+    assert response.headers["x-lorafleet-digest"] == adapter.digest
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["choices"][0]["text"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    assert (last["choices"], last["usage"]) == ([], whole["usage"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_that_spans_tokens_ends_the_answer_before_it(
+    pod: PodProcess, adapter: Registered, stream: bool
+) -> None:
+    body = {"model": "dialects", "prompt": "the cat", "max_tokens": 40}
+    whole = _post(pod, "/v1/completions", **body)["choices"][0]["text"]
+    stop = whole[7:13]
+    expected = whole[: whole.index(stop)]
+    response = pod.http.post("/v1/completions", json={**body, "stop": [stop, "never"], "stream": stream})
+    if stream:
+        choices = [chunk["choices"][0] for chunk in _events(response.text)]
+        assert "".join(choice["text"] for choice in choices) == expected
+        assert choices[-1]["finish_reason"] == "stop"
+    else:
+        choice = response.json()["choices"][0]
+        assert (choice["text"], choice["finish_reason"]) == (expected, "stop")
+
+
+def test_variables_fill_the_adapters_own_template(pod: PodProcess, adapter: Registered) -> None:
+    filled = _post(pod, "/v1/completions", model="dialects", variables=QUESTION)
+    prompt = PROMPT.render(QUESTION)
+    by_hand = _post(
+        pod,
+        "/v1/completions",
+        model="dialects",
+        prompt=prompt,
+        max_tokens=PROMPT.max_new_tokens,
+        stop=list(PROMPT.stop),
+    )
+    assert filled["choices"] == by_hand["choices"]
+    assert filled["usage"] == by_hand["usage"]
+
+
+def test_variables_of_a_chat_template_are_the_users_turn(pod: PodProcess, chat_adapter: Registered) -> None:
+    filled = _post(pod, "/v1/chat/completions", model="chatty", variables=QUESTION)
+    messages = [{"role": "user", "content": "the dog?"}]
+    by_hand = _post(
+        pod,
+        "/v1/chat/completions",
+        model="chatty",
+        messages=messages,
+        max_completion_tokens=PROMPT.max_new_tokens,
+        stop=list(PROMPT.stop),
+    )
+    assert filled["choices"] == by_hand["choices"]
+
+
+@pytest.mark.parametrize(
+    ("model", "variables", "said"),
+    [("dialects", {}, "missing ['question']"), ("dialects", {**QUESTION, "x": 1}, "unknown ['x']"), ("", {}, "base")],
+)
+def test_variables_that_do_not_fit_are_refused(
+    pod: PodProcess, adapter: Registered, model: str, variables: dict[str, object], said: str
+) -> None:
+    response = pod.http.post("/v1/completions", json={"model": model, "variables": variables})
+    assert response.status_code == 422
+    assert said in response.json()["error"]["message"]
+    assert response.json()["error"]["param"] == "variables"
+
+
+def test_the_openai_client_works_unmodified(pod: PodProcess, adapter: Registered) -> None:
+    messages: Any = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the cat"}]
+    with openai.OpenAI(base_url=f"{pod.url}/v1", api_key="unused", max_retries=0) as client:
+        whole = client.chat.completions.create(model="dialects", messages=messages, max_completion_tokens=12)
+        stream = client.chat.completions.create(
+            model="dialects", messages=messages, max_completion_tokens=12, stream=True
+        )
+        pieces = [chunk.choices[0].delta.content or "" for chunk in stream]
+        names = {model.id for model in client.models.list()}
+        with pytest.raises(openai.NotFoundError):
+            client.completions.create(model="nobody", prompt="x")
+    assert "".join(pieces) == whole.choices[0].message.content
+    assert {"tiny-llama", "dialects"} <= names
+
+
+def test_several_prompts_are_answered_in_order(pod: PodProcess) -> None:
+    together = _post(pod, "/v1/completions", prompt=["the cat", "the dog"], max_tokens=6)
+    alone = [_post(pod, "/v1/completions", prompt=prompt, max_tokens=6) for prompt in ("the cat", "the dog")]
+    assert [choice["text"] for choice in together["choices"]] == [item["choices"][0]["text"] for item in alone]
+    assert [choice["index"] for choice in together["choices"]] == [0, 1]
+
+
+def test_models_give_parent_root_version_and_digest(pod: PodProcess, adapter: Registered) -> None:
+    models = {item["id"]: item for item in pod.client.models()}
+    assert models["tiny-llama"]["parent"] is None
+    entry = models["dialects"]
+    assert (entry["parent"], entry["root"]) == ("tiny-llama", adapter.address)
+    assert (entry["version"], entry["digest"], entry["state"]) == (1, adapter.digest, "ready")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"model": "nobody", "prompt": "x"}, 404, None),
+        ({"model": "not a name!", "prompt": "x"}, 404, None),
+        ({"model": "dialects:1", "prompt": "x"}, 403, None),
+        ({"model": "s3://bucket/key", "prompt": "x"}, 403, None),
+        ({"prompt": "x" * 100_000}, 413, None),
+        ({"prompt": "x " * 300}, 413, None),
+        ({"prompt": "x", "max_tokens": 100_000}, 422, "max_tokens"),
+        ({"prompt": "x", "max_tokens": 0}, 422, "max_tokens"),
+        ({"prompt": "x", "temperature": -1}, 422, "temperature"),
+        ({"prompt": "x", "top_p": 0}, 422, "top_p"),
+        ({"prompt": "x", "unheard_of": 1}, 422, "unheard_of"),
+        ({"prompt": "x", "n": 2}, 422, "n"),
+        ({"prompt": "x", "stop": ["a"] * 17}, 422, "stop"),
+        ({"prompt": ""}, 422, "prompt"),
+        ({"prompt": []}, 422, "prompt"),
+        ({"prompt": [100_000]}, 422, "prompt"),
+        ({}, 422, "prompt"),
+        ({"prompt": "x", "variables": {}}, 422, "prompt"),
+    ],
+)
+def test_bad_requests_are_told_what_is_wrong(
+    pod: PodProcess, adapter: Registered, body: dict[str, object], status: int, param: str | None
+) -> None:
+    response = pod.http.post("/v1/completions", json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (status, param), error
+    assert set(error) == {"message", "type", "param", "code"}
+
+
+def test_an_explicit_version_is_the_administrators(pod: PodProcess, adapter: Registered) -> None:
+    body = {"model": "dialects:1", "prompt": "the", "max_tokens": 2}
+    allowed = pod.http.post("/v1/completions", json=body, headers={"Authorization": f"Bearer {ADMIN_TOKEN}"})
+    assert allowed.status_code == 200
+    assert allowed.headers["x-lorafleet-adapter"] == adapter.label
+
+
+def test_a_client_that_leaves_ends_its_request(pod: PodProcess, adapter: Registered) -> None:
+    body = {"model": "dialects", "prompt": "the", "max_tokens": 240, "stream": True}
+    with pod.http.stream("POST", "/v1/completions", json=body) as response:
+        next(response.iter_lines())
+
+    def idle() -> bool | None:
+        report = pod.version("dialects", 1)
+        return True if report is not None and report.in_flight == 0 else None
+
+    pod.wait_for(idle, "the request to be given up")
