@@ -8,11 +8,11 @@ from airflow.sdk import DAG, Param
 
 from lorafleet_airflow.assets import any_champion
 from lorafleet_airflow.operators.confirm import ConfirmPromotionOperator, ListPromotionsOperator
-from lorafleet_airflow.settings import TAG, adapters_folder
+from lorafleet_airflow.settings import TAG, adapters_folders
 
 with DAG(
     dag_id="promote_adapters",
-    schedule=any_champion(adapters_folder(__file__)),
+    schedule=any_champion(*adapters_folders(__file__)),
     start_date=datetime(2025, 1, 1, tzinfo=UTC),
     # A watcher lives only while the DAG that it starts is not paused.
     is_paused_upon_creation=False,

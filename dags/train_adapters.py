@@ -1,7 +1,7 @@
-"""One DAG for each AdapterSpec in `adapters/`, or in `LORAFLEET_ADAPTERS_DIR`: train, judge, register, promote."""
+"""One DAG for each AdapterSpec in `adapters/` and in `LORAFLEET_ADAPTERS_DIR`: train, judge, register, promote."""
 
 # Airflow's DAG processor reads only files that hold the words "airflow" and "dag".
 from lorafleet_airflow.dag_factory import build_adapter_dags
-from lorafleet_airflow.settings import adapters_folder
+from lorafleet_airflow.settings import adapters_folders
 
-globals().update(build_adapter_dags(adapters_folder(__file__)))
+globals().update(build_adapter_dags(*adapters_folders(__file__)))

@@ -10,7 +10,7 @@ from pathlib import Path
 from airflow.sdk import Asset, AssetAny, AssetWatcher
 
 from lorafleet_airflow.settings import REGISTRY_CONN_ID
-from lorafleet_airflow.spec_folder import read_spec_folder
+from lorafleet_airflow.spec_folder import read_spec_folders
 from lorafleet_airflow.triggers.registry import RegistryEventTrigger
 from lorafleet_pipeline.spec import AdapterSpec
 
@@ -41,10 +41,10 @@ def champion_asset(name: str, registry_conn_id: str = REGISTRY_CONN_ID, poll_int
     )
 
 
-def any_champion(folder: Path) -> AssetAny | None:
-    """A schedule: the champion of any adapter that has a spec in the folder; None where there is no spec.
+def any_champion(*folders: Path) -> AssetAny | None:
+    """A schedule: the champion of any adapter that has a spec in the folders; None where there is no spec.
 
     Adapters registered without a spec have no watcher; the reconciliation covers them.
     """
-    names = [item.name for item in read_spec_folder(folder) if item.spec is not None]
+    names = [item.name for item in read_spec_folders(*folders) if item.spec is not None]
     return AssetAny(*(champion_asset(name) for name in names)) if names else None

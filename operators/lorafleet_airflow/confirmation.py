@@ -19,9 +19,9 @@ from lorafleet_airflow.hooks.pod import state_of
 from lorafleet_contract.aliases import Alias, Stage
 from lorafleet_contract.manifest import MANIFEST_FILE, AdapterManifest
 from lorafleet_contract.registry import RegistryClient
-from lorafleet_contract.states import GateStatus
+from lorafleet_contract.states import GateStatus, ServeState
 from lorafleet_contract.tags import Tag
-from lorafleet_pipeline.registry.snapshot import AdapterSnapshot, read_adapter
+from lorafleet_pipeline.registry.snapshot import AdapterSnapshot, VersionSnapshot, read_adapter
 from lorafleet_pipeline.storage import Storage
 
 if TYPE_CHECKING:
@@ -163,8 +163,8 @@ class Confirmer:
 def roll_back(registry: RegistryClient, adapter: str, faulty: int) -> int | None:
     """Move the champion back from a faulty version; the version it went to, or None where there is no way back.
 
-    Only ever to an older version: two faulty versions could otherwise send the champion to and fro for ever. A
-    champion that moved on meanwhile is left alone.
+    To `live` where the pods never took the faulty version, else to `previous`. A champion that moved on meanwhile is
+    left alone.
     """
     snapshot = read_adapter(registry, adapter)
     if snapshot is None or snapshot.aliases.get(Alias.CHAMPION) != faulty:
@@ -176,15 +176,19 @@ def roll_back(registry: RegistryClient, adapter: str, faulty: int) -> int | None
 
 
 def _way_back(snapshot: AdapterSnapshot, faulty: int) -> int | None:
-    for alias in (Alias.LIVE, Alias.PREVIOUS):
-        number = snapshot.aliases.get(alias)
-        if number is None or number >= faulty:
-            continue
-        version = snapshot.versions[number]
-        gate = version.tags.get(Tag.GATE_STATUS)
-        if version.stage is not Stage.ARCHIVED and gate in (GateStatus.PASSED, GateStatus.WAIVED):
-            return number
-    return None
+    live, previous = snapshot.aliases.get(Alias.LIVE), snapshot.aliases.get(Alias.PREVIOUS)
+    if live is not None and live != faulty:
+        return live if _is_servable(snapshot.versions[live]) else None
+    # Two faulty versions must not send the champion to and fro for ever: only to an older one, that pods could load.
+    if previous is None or previous >= faulty or not _is_servable(snapshot.versions[previous]):
+        return None
+    state = snapshot.versions[previous].tags.get(Tag.SERVE_STATE)
+    return previous if state in (None, ServeState.READY) else None
+
+
+def _is_servable(version: VersionSnapshot) -> bool:
+    gate = version.tags.get(Tag.GATE_STATUS)
+    return version.stage is not Stage.ARCHIVED and gate in (GateStatus.PASSED, GateStatus.WAIVED)
 
 
 def _raise_refusals(findings: Sequence[Finding]) -> None:

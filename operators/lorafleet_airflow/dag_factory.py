@@ -1,4 +1,4 @@
-"""One DAG for each AdapterSpec of a folder.
+"""One DAG for each AdapterSpec of some folders.
 
     validate >> train >> evaluate >> register (>> approve) >> promote
 
@@ -26,7 +26,7 @@ from lorafleet_airflow.operators.register import RegisterAdapterOperator
 from lorafleet_airflow.operators.train import TrainAdapterOperator
 from lorafleet_airflow.operators.validate import ValidateDatasetOperator
 from lorafleet_airflow.settings import BROKEN_SPEC_TAG, TAG, TRAINING_POOL
-from lorafleet_airflow.spec_folder import SpecFile, broken, read_spec_folder
+from lorafleet_airflow.spec_folder import SpecFile, broken, read_spec_folders
 from lorafleet_pipeline.exceptions import InvalidSpec
 from lorafleet_pipeline.run_identity import dag_id
 from lorafleet_pipeline.spec import AdapterSpec, PromotionPolicy
@@ -49,14 +49,14 @@ _APPROVAL_BODY = """\
 """
 
 
-def build_adapter_dags(folder: Path) -> dict[str, DAG]:
+def build_adapter_dags(*folders: Path) -> dict[str, DAG]:
     """DAGs by id, for a DAG file's `globals().update(...)`.
 
     Raises:
-        InvalidSetting: there is no such folder.
+        InvalidSetting: a folder does not exist.
     """
     dags: dict[str, DAG] = {}
-    for item in read_spec_folder(folder):
+    for item in read_spec_folders(*folders):
         dag = _build(item)
         dags[dag.dag_id] = dag
     return dags

@@ -27,7 +27,8 @@ BROKEN_SPEC_TAG = "broken-spec"
 """Tag of a DAG that stands for a spec that could not be read."""
 
 
-def adapters_folder(dag_file: str) -> Path:
-    """Folder of the AdapterSpec files: `LORAFLEET_ADAPTERS_DIR`, else `adapters` beside the DAG file."""
+def adapters_folders(dag_file: str) -> tuple[Path, ...]:
+    """Folders of the AdapterSpec files: `adapters` beside the DAG file, and `LORAFLEET_ADAPTERS_DIR` if it is set."""
+    beside = Path(dag_file).resolve().parent / "adapters"
     given = os.environ.get("LORAFLEET_ADAPTERS_DIR")
-    return Path(given).expanduser().resolve() if given else Path(dag_file).resolve().parent / "adapters"
+    return (beside, Path(given).expanduser().resolve()) if given else (beside,)

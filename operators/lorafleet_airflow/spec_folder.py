@@ -25,17 +25,18 @@ class SpecFile:
     error: str | None = None
 
 
-def read_spec_folder(folder: Path) -> list[SpecFile]:
-    """Read every `*.yaml` of a folder, by file name. Of two files with one name the first one keeps it.
+def read_spec_folders(*folders: Path) -> list[SpecFile]:
+    """Read every `*.yaml` of the folders, by file name. Of two files with one name the first one keeps it.
 
     Raises:
-        InvalidSetting: there is no such folder.
+        InvalidSetting: a folder does not exist.
     """
-    if not folder.is_dir():
-        raise InvalidSetting(f"spec folder {folder} does not exist: make it, or correct LORAFLEET_ADAPTERS_DIR")
+    for folder in folders:
+        if not folder.is_dir():
+            raise InvalidSetting(f"spec folder {folder} does not exist: make it, or correct LORAFLEET_ADAPTERS_DIR")
     taken: dict[str, Path] = {}
     found = []
-    for path in sorted(folder.glob("*.yaml")):
+    for path in (path for folder in folders for path in sorted(folder.glob("*.yaml"))):
         item = _read(path)
         if item.name in taken:
             error = item.error or f"{path}: name {item.name!r} is taken by {taken[item.name]}: choose another"

@@ -21,35 +21,35 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a trained adapter against its base and the champion, and apply the gate."""
-    from lorafleet_pipeline.evaluation.report import EvaluationReport
-    from lorafleet_pipeline.evaluation.step import EvaluationProgress, evaluate
+    from lorafleet_pipeline.evaluation.progress import EvaluationProgress
+    from lorafleet_pipeline.evaluation.step import evaluate
 
     spec = load_spec(spec_path)
     settings = PlatformSettings.load(registry_required=False)
     run = RunFolder.of(settings.work_dir, spec.name, run_key or f"local-{spec.spec_digest[7:19]}")
     with make_progress() as display:
-        task = display.add_task("answers", total=None)
+        task = display.add_task("loading", total=None)
 
         def show(progress: EvaluationProgress) -> None:
-            display.update(task, completed=progress.done, total=progress.total)
+            display.update(task, description=str(progress), completed=progress.done, total=progress.total or None)
 
-        report: EvaluationReport = evaluate(spec, run, settings, show)
+        report = evaluate(spec, run, settings, show)
     if as_json:
         print_json(report.to_json())
         return
-    low, high = report.interval
-    print_table(
-        f"{report.adapter}, {report.metric} over {report.rows} rows",
-        ("system", "score"),
-        [
-            ("base", f"{report.base:.4f}"),
-            ("candidate", f"{report.candidate:.4f}"),
-            ("champion", None if report.champion is None else f"{report.champion:.4f}"),
-            ("lift", f"{report.lift:+.4f} (95 % interval {low:+.4f} to {high:+.4f})"),
-        ],
-    )
-    print_table(
-        "Gate", ("check", "passed", "detail"), ((c.name, "yes" if c.passed else "no", c.detail) for c in report.checks)
-    )
-    results.print(f"gate {report.gate_status}{f': {report.gate_reason}' if report.gate_reason else ''}", markup=False)
+    interval = "" if report.interval is None else " (95 % interval {:+.4f} to {:+.4f})".format(*report.interval)
+    rows = [
+        ("base", _score(report.base)),
+        ("candidate", _score(report.candidate)),
+        ("champion", _score(report.champion)),
+        ("lift", None if report.lift is None else f"{report.lift:+.4f}{interval}"),
+    ]
+    print_table(f"{report.adapter}, {report.metric} over {report.rows} rows", ("system", "score"), rows)
+    checks = ((check.name, "yes" if check.passed else "no", check.detail) for check in report.checks)
+    print_table("Gate", ("check", "passed", "detail"), checks)
+    results.print(f"gate {report.status}", markup=False)
     notes.print(f"run folder: {run.path}")
+
+
+def _score(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"

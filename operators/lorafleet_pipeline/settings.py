@@ -55,7 +55,7 @@ class PlatformSettings:
         """
         given = os.environ if environ is None else environ
         home = home or Path(given.get("LORAFLEET_HOME", "~/.lorafleet")).expanduser()
-        values = {**read_env_file(home / STACK_ENV_FILE), **given}
+        values = _merged(read_env_file(home / STACK_ENV_FILE), given)
         mlflow_url = values.get("LORAFLEET_MLFLOW_URL", "")
         if not mlflow_url and registry_required:
             raise InvalidSetting(
@@ -131,6 +131,14 @@ def read_env_file(path: Path) -> dict[str, str]:
                 f"{path}:{number} is not KEY=value: mend the line, or delete the file and `lorafleet up`"
             )
         values[name.strip()] = value.strip()
+    return values
+
+
+def _merged(written: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """The environment over the file; but the keys of an S3 endpoint come from where the endpoint does."""
+    values = {**written, **given}
+    if "LORAFLEET_S3_ENDPOINT" in written and "LORAFLEET_S3_ENDPOINT" not in given:
+        values |= {name: value for name, value in written.items() if name.startswith("AWS_")}
     return values
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
-
-from lorafleet_serving.tokenizer import PodTokenizer
+from typing import NamedTuple, Protocol
 
 _UNFINISHED = "\ufffd"
 """What a decoder writes for the first bytes of a character whose last bytes are still to come."""
+
+
+class TextDecoder(Protocol):
+    """Turns tokens into text."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens, without special ones."""
+        ...
 
 
 class Detokenizer:
@@ -18,7 +24,7 @@ class Detokenizer:
     begins (some tokenizers drop the space of a first word).
     """
 
-    def __init__(self, tokenizer: PodTokenizer) -> None:
+    def __init__(self, tokenizer: TextDecoder) -> None:
         self._tokenizer = tokenizer
         self._settled: list[int] = []
         self._pending: list[int] = []

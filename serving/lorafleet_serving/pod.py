@@ -14,11 +14,9 @@ from collections.abc import Callable, Mapping
 
 from lorafleet_contract.digest import base_digest
 from lorafleet_contract.exceptions import ContractError, InvalidName
-from lorafleet_contract.fleet import AdapterReport, PodReport, VersionReport
 from lorafleet_contract.names import AddressedAdapter, NamedAdapter, parse_reference
 from lorafleet_contract.registry import RegistryClient
-from lorafleet_contract.states import ServeState, Tier
-from lorafleet_serving.adapters.catalog import Catalog, CatalogAdapter, CatalogVersion
+from lorafleet_serving.adapters.catalog import Catalog, CatalogVersion
 from lorafleet_serving.adapters.handle import FetcherHandle
 from lorafleet_serving.adapters.rollout import Rollout, RolloutSettings
 from lorafleet_serving.adapters.smoke import SmokeTest
@@ -175,22 +173,6 @@ class Pod:
         generation.on_close = self._generations.discard
         return generation
 
-    def report(self) -> PodReport:
-        """What the pod says about its adapters."""
-        facts = self.engine.facts
-        capacity = {"max_num_seqs": self.config.engine.max_num_seqs, "disk_bytes": self.config.fetcher.disk_bytes}
-        if facts is not None:
-            capacity |= {"kv_blocks": facts.num_kv_blocks, "max_model_len": facts.max_model_len}
-        return PodReport(
-            pod_id=self.config.replica_id,
-            base_model=self.config.base_id,
-            base_digest=self.base_digest,
-            adapters=tuple(self._adapter_report(item) for _, item in sorted(self.catalog.adapters.items())),
-            registry_error=self.registry_error,
-            synced_at=self.synced_at,
-            capacity=capacity,
-        )
-
     def status(self) -> Mapping[str, str]:
         """State of each part, for readiness answers."""
         engine = "ready" if self.engine.is_ready else "starting" if self.engine.is_alive else "down"
@@ -254,30 +236,6 @@ class Pod:
                 # What is missing may only not be there yet.
                 raise PodUnavailable(f"the pod is starting ({error}): try again in a few seconds") from error
             raise
-
-    def _adapter_report(self, adapter: CatalogAdapter) -> AdapterReport:
-        versions = (adapter.versions[number] for number in sorted(adapter.versions))
-        reports = tuple(self._version_report(item, item.state) for item in versions if item.state is not None)
-        return AdapterReport(adapter.name, adapter.serving, reports)
-
-    def _version_report(self, version: CatalogVersion, state: ServeState) -> VersionReport:
-        stats = self.engine.stats
-        on_device = stats is not None and version.digest in stats.device_adapters
-        held = {
-            Tier.DEVICE: on_device,
-            Tier.HOST: version.digest in self.engine.loaded,
-            Tier.DISK: version.digest in self.fetcher.on_disk,
-        }
-        return VersionReport(
-            version=version.registered.version,
-            digest=version.digest,
-            state=state,
-            aliases=version.aliases,
-            error=version.error,
-            tiers=tuple(tier for tier, there in held.items() if there),
-            pinned=bool(version.aliases),
-            in_flight=self.catalog.in_flight(version.digest),
-        )
 
 
 def _address_finder(client: RegistryClient) -> Callable[[RegisteredVersion], str]:

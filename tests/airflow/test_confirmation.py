@@ -122,12 +122,33 @@ def test_a_champion_that_is_not_taken_in_time_goes_back(fleet: WatchedFleet) -> 
         _confirm(name, wait_s=0.5)
 
 
-def test_a_way_back_leads_only_to_an_older_version(fleet: WatchedFleet) -> None:
+def test_a_faulty_champion_that_pods_never_took_goes_back_to_live_even_if_live_is_newer(fleet: WatchedFleet) -> None:
     name = fleet.adapter(versions=2)
     fleet.registry.set_alias(name, Alias.LIVE, 2)
     fleet.promote(name, 1)
+    assert roll_back(fleet.registry, name, faulty=1) == fleet.champion(name) == 2
+
+
+def test_two_faulty_versions_do_not_send_the_champion_to_and_fro(fleet: WatchedFleet) -> None:
+    name = fleet.adapter(versions=2)
+    for alias, version in ((Alias.LIVE, 2), (Alias.PREVIOUS, 1)):
+        fleet.registry.set_alias(name, alias, version)
+    fleet.promote(name, 2)
+    assert roll_back(fleet.registry, name, faulty=2) == 1
+    # The controller follows: what was live is previous now.
+    for alias, version in ((Alias.LIVE, 1), (Alias.PREVIOUS, 2)):
+        fleet.registry.set_alias(name, alias, version)
     assert roll_back(fleet.registry, name, faulty=1) is None
     assert fleet.champion(name) == 1
+
+
+def test_a_previous_version_that_pods_refused_is_no_way_back(fleet: WatchedFleet) -> None:
+    name = fleet.adapter(versions=2)
+    for alias, version in ((Alias.LIVE, 2), (Alias.PREVIOUS, 1)):
+        fleet.registry.set_alias(name, alias, version)
+    fleet.registry.set_version_tag(name, 1, "serve.state", "refused")
+    fleet.promote(name, 2)
+    assert roll_back(fleet.registry, name, faulty=2) is None
 
 
 def test_a_way_back_leads_to_no_version_whose_gate_failed(fleet: WatchedFleet) -> None:

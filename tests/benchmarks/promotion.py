@@ -7,6 +7,7 @@ traffic, then under closed-loop clients, of whose requests none may fail.
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from lorafleet_contract.aliases import Alias
+from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_serving.client import PodClient
 from tests.benchmarks.versions import make_versions
@@ -98,23 +101,14 @@ def _all_ways(
     times: dict[str, list[float]] = {"alias": [], "stage": [], "rollback": []}
     for _ in range(repeats):
         version, digest = next(versions)
-        times["alias"].append(
-            _until_served(
-                settings, name, digest, lambda v=version: client.set_registered_model_alias(name, "champion", str(v))
-            )
-        )
+        move = partial(client.set_registered_model_alias, name, "champion", str(version))
+        times["alias"].append(_until_served(settings, name, digest, move))
         _until_live(settings, name, version)
         version, digest = next(versions)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # Stages are deprecated in MLflow, and supported here.
-            times["stage"].append(
-                _until_served(
-                    settings,
-                    name,
-                    digest,
-                    lambda v=version: client.transition_model_version_stage(name, str(v), "Production"),
-                )
-            )
+            move = partial(client.transition_model_version_stage, name, str(version), "Production")
+            times["stage"].append(_until_served(settings, name, digest, move))
         _until_live(settings, name, version)
         times["rollback"].append(_rollback(settings, name))
         report(", ".join(f"{way} {seconds[-1]:.2f} s" for way, seconds in times.items()))
@@ -124,15 +118,18 @@ def _all_ways(
 def _rollback(settings: PlatformSettings, name: str) -> float:
     registry = settings.registry()
     target = registry.get_model(name).aliases[Alias.PREVIOUS]
-    digest = registry.get_version(name, target).tags["lora.digest"]
+    digest = registry.get_version(name, target).tags[Tag.LORA_DIGEST]
     command = [sys.executable, "-m", "lorafleet_cli.main", "rollback", name]
-    seconds = _until_served(settings, name, digest, lambda: _start(command))
+    environment = {**os.environ, "LORAFLEET_HOME": str(settings.home)}
+    with ExitStack() as running:
+        seconds = _until_served(
+            settings,
+            name,
+            digest,
+            lambda: running.enter_context(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)),
+        )
     _until_live(settings, name, target)
     return seconds
-
-
-def _start(command: list[str]) -> None:
-    subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
 def _until_served(settings: PlatformSettings, name: str, digest: str, change: Callable[[], object]) -> float:

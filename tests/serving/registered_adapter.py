@@ -76,7 +76,7 @@ class RegistryHand:
         """Upload a version's artifacts and register it, without any alias; the registry may be told another place."""
         digest = adapter_digest(source.folder)
         manifest = _manifest(name, digest, source)
-        report = {"adapter": name, "digest": digest, "manifest_digest": manifest.manifest_digest}
+        report: dict[str, object] = {"adapter": name, "digest": digest, "manifest_digest": manifest.manifest_digest}
         report |= {"status": "passed", "reason": "", "waived_by": None, **source.report}
         address = f"s3://mlflow/by-hand/{name}/{_next_version(self.client, name)}"
         self.upload(f"{address}/{MANIFEST_FILE}", json.dumps(manifest.to_json()).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import pytest
@@ -13,7 +14,7 @@ from lorafleet_serving.detokenizer import Detokenizer, StopScreen
 class ByteTokenizer:
     """Each token is one byte: the hardest case, in which most tokens are no whole character."""
 
-    def decode(self, token_ids: list[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(token_ids).decode(errors="replace")
 
 

@@ -56,9 +56,9 @@ class ConfirmPromotionOperator(BaseOperator):
     """
     Wait until every pod serves an adapter's champion and let each answer once; go back by alias if it is faulty.
 
-    The champion is rolled back to an older ``live`` or ``previous`` version when a pod refuses it, does not take it
-    in time, or fails its smoke request, and the task fails naming the cause. A pod that is away is no fault of the
-    version: the task is then retried and nothing is moved.
+    The champion is rolled back to ``live``, or from there to an older ``previous``, when a pod refuses it, does not
+    take it in time, or fails its smoke request, and the task fails naming the cause. A pod that is away is no fault of
+    the version: the task is then retried and nothing is moved.
 
     :param adapter: name of the adapter.
     :param wait_s: longest wait for the pods, in seconds.
@@ -107,7 +107,7 @@ class ConfirmPromotionOperator(BaseOperator):
 
         target = roll_back(registry, self.adapter, error.version)
         outcome = (
-            "no older version to go back to, `live` goes on serving where pods refused it"
+            "there is no version to go back to, or the champion has moved on"
             if target is None
             else f"rolled back to version {target}"
         )

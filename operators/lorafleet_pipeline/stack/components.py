@@ -6,7 +6,6 @@ needs, and no more. The pod reads S3 with a key that cannot write.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,6 @@ from lorafleet_pipeline.stack.secrets import Secrets
 STACK_ID = "LORAFLEET_STACK_ID"
 """Stands in the environment of every process of a running stack, and of what those start."""
 
-_CONTROLLER = "lorafleet_pipeline.registry.mlflow_app"
 _SECRETS = frozenset({"LORAFLEET_ADMIN_TOKEN", "LORAFLEET_GATE_KEY", "LORAFLEET_WEBHOOK_SECRET"})
 
 
@@ -82,7 +80,7 @@ class StackComponents:
             s3_endpoint=self.s3.endpoint,
             keys=self.s3.platform,
             log=self.home.log("mlflow"),
-            app_name="lorafleet" if importlib.util.find_spec(_CONTROLLER) else None,
+            app_name="lorafleet",
             environment={
                 **self._addresses(),
                 **self._shared_secrets({"LORAFLEET_ADMIN_TOKEN", "LORAFLEET_WEBHOOK_SECRET"}),
@@ -139,7 +137,7 @@ class StackComponents:
     def _addresses(self) -> dict[str, str]:
         """Addresses of the chosen components; of the others, what the user's own environment says stays."""
         chosen = self.options.components
-        addresses = {"LORAFLEET_ADAPTERS_DIR": str(self.options.dags_folder / "adapters")}
+        addresses = {"LORAFLEET_ADAPTERS_DIR": str(self.home.adapters)}
         if "mlflow" in chosen:
             addresses["LORAFLEET_MLFLOW_URL"] = f"http://{LOOPBACK}:{self.ports['mlflow']}"
         if "pod" in chosen:

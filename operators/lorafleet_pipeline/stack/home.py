@@ -48,6 +48,11 @@ class StackHome:
     def work(self) -> Path:
         return self.folder / "work"
 
+    @property
+    def adapters(self) -> Path:
+        """Specs that stand beside those of the DAG folder."""
+        return self.folder / "adapters"
+
     def log(self, component: str) -> Path:
         """The log of one component."""
         return self.folder / "logs" / f"{component}.log"
@@ -58,3 +63,4 @@ class StackHome:
         self.folder.chmod(0o700)
         (self.folder / "logs").mkdir(exist_ok=True)
         self.work.mkdir(exist_ok=True)
+        self.adapters.mkdir(exist_ok=True)

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from lorafleet_contract.webhook import DELIVERY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, webhook_signature
 from lorafleet_serving.api.answer import Asker
 from lorafleet_serving.exceptions import Forbidden, InvalidRequest, Unauthorized
+from lorafleet_serving.report import report
 
 _WINDOW_S = 300
 _MAX_REMEMBERED = 10_000
@@ -36,7 +37,7 @@ class AdminRoutes:
             raise Forbidden("admin routes are off: set LORAFLEET_ADMIN_TOKEN")
         if not self._asker.is_admin(request):
             raise Unauthorized("send the admin token: Authorization: Bearer <LORAFLEET_ADMIN_TOKEN>")
-        return self._pod.report().to_json()
+        return report(self._pod).to_json()
 
     async def webhook(self, request: Request) -> dict[str, str]:
         """A signed word that the registry changed; carries no state, only where to look."""

@@ -117,6 +117,9 @@ class EngineLoop:
 
 def engine_main(pipe: Connection, config: EngineConfig) -> None:
     """Load the base model and serve it until the pipe closes or `Shutdown` comes."""
+    # OpenMP's waiting threads spin by default; on cores shared with other processes that costs several times the
+    # speed. It is read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # The front imports this module only to name it: torch belongs into this process alone.
     from lorafleet_serving.engine.engine import Engine
 

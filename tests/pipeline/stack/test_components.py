@@ -40,7 +40,7 @@ def test_client_environment_is_enough_for_the_platform_settings(components: Stac
     assert settings.s3.endpoint == components.s3.endpoint
     assert settings.s3.access_key_id == components.secrets.s3_platform_key
     assert settings.require_gate_key() == components.secrets.gate_key
-    assert settings.adapters_dir == components.options.dags_folder / "adapters"
+    assert settings.adapters_dir == components.home.adapters
     assert settings.home == components.home.folder
 
 

@@ -86,51 +86,38 @@ def test_a_killed_fetcher_is_replaced_and_fetches_on(
     victim.wait_serving("after-fetcher", 1)
 
 
-def test_a_killed_front_leaves_no_orphan(pod_factory: PodFactory) -> None:
-    doomed = pod_factory()
-    doomed.wait_ready()
-    children = doomed.child_pids()
-    doomed.signal(signal.SIGKILL)
-    doomed.wait_exit()
-    deadline = threading.Event()
-    for _ in range(500):
-        if not any(_is_running(pid) for pid in children.values()):
-            break
-        deadline.wait(0.02)
-    assert not [name for name, pid in children.items() if _is_running(pid)]
-
-
-def test_a_restart_serves_live_again_while_the_champion_is_refused(
-    pod_factory: PodFactory, registry: RegistryHand, tiny_adapter: SourceFactory
+def test_a_killed_front_leaves_no_orphan_and_a_restart_serves_live_while_the_champion_is_refused(
+    victim: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
 ) -> None:
     good = registry.register("restarted", tiny_adapter(1))
     bad = registry.register("restarted", with_report(tiny_adapter(2), status="failed", reason="no lift"))
     registry.promote(good, "live")
     registry.promote(bad)
-    pod = pod_factory()
-    pod.wait_state("restarted", 2, ServeState.REFUSED)
-    pod.wait_serving("restarted", 1)
-    pod.signal(signal.SIGKILL)
-    pod.wait_exit()
-    pod.start()
-    pod.wait_ready()
-    assert pod.client.complete("restarted", "the cat", max_tokens=4).digest == good.digest
-    refused = pod.version("restarted", 2)
+    victim.wait_state("restarted", 2, ServeState.REFUSED)
+    victim.wait_serving("restarted", 1)
+    children = victim.child_pids()
+    victim.signal(signal.SIGKILL)
+    victim.wait_exit()
+    victim.start()
+    victim.wait_ready()
+    assert not [name for name, pid in children.items() if _is_running(pid)]
+    assert victim.client.complete("restarted", "the cat", max_tokens=4).digest == good.digest
+    refused = victim.version("restarted", 2)
     assert refused is not None
     assert (refused.state, refused.error) == (ServeState.REFUSED, "the evaluation gate failed: no lift")
 
 
-def test_a_drained_pod_finishes_what_runs_and_takes_no_more(pod_factory: PodFactory) -> None:
-    pod = pod_factory()
-    pod.wait_ready()
-    parts = pod.client.stream("", "the cat", max_tokens=240)
+def test_a_drained_pod_finishes_what_runs_and_takes_no_more(victim: PodProcess, served: Registered) -> None:
+    parts = victim.client.stream("survivor", "the cat", max_tokens=240)
     received = [next(parts)]
-    pod.signal(signal.SIGTERM)
-    refused = pod.wait_for(lambda: _refusal(pod), "new requests to be refused")
+    victim.signal(signal.SIGTERM)
+    refused = victim.wait_for(lambda: _refusal(victim), "new requests to be refused")
     received += parts
     assert refused == 503
     assert received[-1].finish_reason == "length"
-    assert pod.wait_exit() == 0
+    assert victim.wait_exit() == 0
+    victim.start()
+    victim.wait_ready()
 
 
 def test_without_s3_and_registry_what_is_loaded_goes_on_and_a_restart_needs_the_disk_alone(

@@ -1,0 +1,50 @@
+"""What a pod says about its adapters, in the contract's form."""
+
+from __future__ import annotations
+
+from lorafleet_contract.fleet import AdapterReport, PodReport, VersionReport
+from lorafleet_contract.states import ServeState, Tier
+from lorafleet_serving.adapters.catalog import CatalogAdapter, CatalogVersion
+from lorafleet_serving.pod import Pod
+
+
+def report(pod: Pod) -> PodReport:
+    """Every adapter with the versions that something asks for."""
+    facts = pod.engine.facts
+    capacity = {"max_num_seqs": pod.config.engine.max_num_seqs, "disk_bytes": pod.config.fetcher.disk_bytes}
+    if facts is not None:
+        capacity |= {"kv_blocks": facts.num_kv_blocks, "max_model_len": facts.max_model_len}
+    return PodReport(
+        pod_id=pod.config.replica_id,
+        base_model=pod.config.base_id,
+        base_digest=pod.base_digest,
+        adapters=tuple(_adapter(pod, item) for _, item in sorted(pod.catalog.adapters.items())),
+        registry_error=pod.registry_error,
+        synced_at=pod.synced_at,
+        capacity=capacity,
+    )
+
+
+def _adapter(pod: Pod, adapter: CatalogAdapter) -> AdapterReport:
+    versions = (adapter.versions[number] for number in sorted(adapter.versions))
+    reports = tuple(_version(pod, item, item.state) for item in versions if item.state is not None)
+    return AdapterReport(adapter.name, adapter.serving, reports)
+
+
+def _version(pod: Pod, version: CatalogVersion, state: ServeState) -> VersionReport:
+    stats = pod.engine.stats
+    held = {
+        Tier.DEVICE: stats is not None and version.digest in stats.device_adapters,
+        Tier.HOST: version.digest in pod.engine.loaded,
+        Tier.DISK: version.digest in pod.fetcher.on_disk,
+    }
+    return VersionReport(
+        version=version.registered.version,
+        digest=version.digest,
+        state=state,
+        aliases=version.aliases,
+        error=version.error,
+        tiers=tuple(tier for tier, there in held.items() if there),
+        pinned=bool(version.aliases),
+        in_flight=pod.catalog.in_flight(version.digest),
+    )

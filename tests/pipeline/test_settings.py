@@ -1,0 +1,61 @@
+"""Platform settings: environment over the stack's file, and the keys of S3 from where its endpoint comes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lorafleet_pipeline.exceptions import InvalidSetting
+from lorafleet_pipeline.settings import PlatformSettings, read_env_file
+
+
+def _write(home: Path, **values: str) -> None:
+    lines = [f"{name}={value}" for name, value in values.items()]
+    (home / "stack.env").write_text("# written by the stack\n\n" + "\n".join(lines) + "\n")
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    _write(tmp_path, LORAFLEET_MLFLOW_URL="http://file", LORAFLEET_GATE_KEY="from-file")
+    settings = PlatformSettings.load({"LORAFLEET_MLFLOW_URL": "http://environment"}, home=tmp_path)
+    assert settings.mlflow_url == "http://environment"
+    assert settings.gate_key == "from-file"
+
+
+def test_foreign_aws_keys_do_not_reach_the_embedded_endpoint(tmp_path: Path) -> None:
+    own = {"LORAFLEET_S3_ENDPOINT": "http://s3", "AWS_ACCESS_KEY_ID": "own", "AWS_SECRET_ACCESS_KEY": "secret"}
+    _write(tmp_path, LORAFLEET_MLFLOW_URL="http://file", **own)
+    s3 = PlatformSettings.load({"AWS_ACCESS_KEY_ID": "foreign"}, home=tmp_path).s3
+    assert (s3.endpoint, s3.access_key_id) == ("http://s3", "own")
+    elsewhere = {"LORAFLEET_S3_ENDPOINT": "http://other", "AWS_ACCESS_KEY_ID": "foreign"}
+    assert PlatformSettings.load(elsewhere, home=tmp_path).s3.access_key_id == "foreign"
+
+
+def test_no_registry_is_one_line_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSetting, match=r"LORAFLEET_MLFLOW_URL.*lorafleet up"):
+        PlatformSettings.load({}, home=tmp_path)
+    assert PlatformSettings.load({}, home=tmp_path, registry_required=False).mlflow_url == ""
+
+
+def test_settings_survive_the_way_through_an_environment(tmp_path: Path) -> None:
+    _write(tmp_path, LORAFLEET_MLFLOW_URL="http://file", LORAFLEET_PODS="http://a/, http://b", LORAFLEET_GATE_KEY="k")
+    settings = PlatformSettings.load({}, home=tmp_path)
+    assert settings.pods == ("http://a", "http://b")
+    assert PlatformSettings.load(settings.environ(), home=tmp_path) == settings
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "stack.env").write_text("A=1\nnonsense\n")
+    with pytest.raises(InvalidSetting, match=r"stack\.env:2"):
+        read_env_file(tmp_path / "stack.env")
+
+
+def test_secrets_are_not_shown(tmp_path: Path) -> None:
+    _write(tmp_path, LORAFLEET_MLFLOW_URL="http://file", LORAFLEET_GATE_KEY="hidden", AWS_SECRET_ACCESS_KEY="hidden")
+    assert "hidden" not in repr(PlatformSettings.load({}, home=tmp_path))
+
+
+def test_no_gate_key_names_the_variable(tmp_path: Path) -> None:
+    _write(tmp_path, LORAFLEET_MLFLOW_URL="http://file")
+    with pytest.raises(InvalidSetting, match="LORAFLEET_GATE_KEY"):
+        PlatformSettings.load({}, home=tmp_path).require_gate_key()
