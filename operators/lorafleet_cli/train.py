@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lorafleet_cli.console import JsonOption, format_duration, make_progress, notes, print_json, print_table, results
-from lorafleet_pipeline.run_folder import RunFolder
-from lorafleet_pipeline.settings import PlatformSettings
-from lorafleet_pipeline.spec import load_spec
+from lorafleet_cli.run import RunOption, SpecArgument, open_run
 
 
 def command(
-    spec_path: Annotated[Path, typer.Argument(metavar="SPEC", help="YAML file of the adapter.")],
-    run_key: Annotated[
-        str | None, typer.Option("--run", help="Key of the run. Default: from the spec's digest.")
-    ] = None,
+    spec_path: SpecArgument,
+    run_key: RunOption = None,
     force: Annotated[bool, typer.Option("--force", help="Train though nothing has changed.")] = False,
     no_tracking: Annotated[bool, typer.Option("--no-tracking", help="Work without MLflow.")] = False,
     as_json: JsonOption = False,
@@ -27,11 +22,9 @@ def command(
     from lorafleet_pipeline.training.progress import TrainingProgress
     from lorafleet_pipeline.training.step import train
 
-    spec = load_spec(spec_path)
-    settings = PlatformSettings.load(registry_required=not no_tracking)
+    spec, settings, run = open_run(spec_path, run_key, registry_required=not no_tracking)
     if no_tracking:
         settings = dataclasses.replace(settings, mlflow_url="")
-    run = RunFolder.of(settings.work_dir, spec.name, run_key or f"local-{spec.spec_digest[7:19]}")
     with make_progress() as display:
         task = display.add_task("loading", total=None)
 

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from lorafleet_cli.console import JsonOption, make_progress, notes, print_json, print_table, results
+from lorafleet_cli.run import RunOption, SpecArgument, open_run
 from lorafleet_pipeline.datasets.report import ValidationReport
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.settings import PlatformSettings
-from lorafleet_pipeline.spec import AdapterSpec, load_spec
+from lorafleet_pipeline.spec import AdapterSpec
 
 
 def command(
-    spec_path: Annotated[Path, typer.Argument(metavar="SPEC", help="YAML file of the adapter.")],
-    run_key: Annotated[
-        str | None, typer.Option("--run", help="Key of the run whose folder is used. Default: from the spec's digest.")
-    ] = None,
+    spec_path: SpecArgument,
+    run_key: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check an adapter's dataset against its expectations, and prepare it for training."""
-    spec = load_spec(spec_path)
-    settings = PlatformSettings.load(registry_required=False)
-    run = RunFolder.of(settings.work_dir, spec.name, run_key or f"local-{spec.spec_digest[7:19]}")
+    spec, settings, run = open_run(spec_path, run_key, registry_required=False)
     report = _validate(spec, run, settings)
     if as_json:
         print_json(report.to_json())

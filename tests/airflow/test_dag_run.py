@@ -14,6 +14,7 @@ from airflow.dag_processing.dagbag import DagBag
 from airflow.utils.state import DagRunState
 
 from lorafleet_contract.states import GateStatus
+from lorafleet_pipeline.evaluation.report import EvaluationReport
 from lorafleet_pipeline.registry.promotion import Promotion
 from tests.airflow.conftest import WriteSpec
 from tests.airflow.watched_fleet import WatchedFleet
@@ -23,6 +24,24 @@ if TYPE_CHECKING:
     from tests.conftest import RunningMLflow
 
 Run = Callable[..., tuple[str, dict[str, str | None]]]
+
+
+REPORT = EvaluationReport(
+    adapter="any",
+    digest="sha256:d",
+    manifest_digest="sha256:m",
+    status=GateStatus.PASSED,
+    reason="",
+    metric="rougeL",
+    rows=50,
+    base=0.1,
+    candidate=0.4,
+    champion=None,
+    lift=0.3,
+    interval=(0.2, 0.4),
+    checks=(),
+    created_at="2026-01-01T00:00:00+00:00",
+)
 
 
 class Report:
@@ -43,8 +62,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Stands in for the slow steps, and remembers what each was given."""
     made: dict[str, Any] = {}
 
-    def put(name: str, report: Report) -> None:
-        def stand_in(spec: Any, run: Any, settings: Any, **options: Any) -> Report:
+    def put(name: str, report: object) -> None:
+        def stand_in(spec: Any, run: Any, settings: Any, **options: Any) -> object:
             made[name] = {"spec": spec, "run": run, **options}
             return report
 
@@ -52,7 +71,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     put("datasets.step.validate", Report(success=True))
     put("training.step.train", Report(num_steps=3))
-    put("evaluation.step.evaluate", Report(base=0.1, candidate=0.4, lift=0.3, interval=[0.2, 0.4]))
+    put("evaluation.step.evaluate", REPORT)
     made["put"] = put
     return made
 

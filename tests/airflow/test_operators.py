@@ -19,6 +19,7 @@ from lorafleet_airflow.operators.evaluate import EvaluateAdapterOperator
 from lorafleet_airflow.operators.register import RegisterAdapterOperator
 from lorafleet_airflow.operators.train import TrainAdapterOperator
 from lorafleet_airflow.operators.validate import ValidateDatasetOperator
+from lorafleet_contract.states import GateStatus
 from lorafleet_pipeline.exceptions import DatasetRefused, TrainingCancelled, TrainingDiverged, TrainingLost
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.run_identity import run_key
@@ -38,6 +39,8 @@ class Result:
     version: int = 4
     digest: str = "sha256:d"
     mlflow_run_id: str = "run1"
+    status: GateStatus = GateStatus.PASSED
+    reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "version": self.version}

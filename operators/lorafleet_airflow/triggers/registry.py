@@ -61,13 +61,16 @@ class RegistryEventTrigger(BaseEventTrigger):
         """Poll the registry for ever; a registry that is down is logged and asked again."""
         from lorafleet_airflow.hooks.registry import LoRAFleetRegistryHook
 
-        log = LoRAFleetRegistryHook(kwargs["registry_conn_id"]).log
+        conn_id = kwargs["registry_conn_id"]
+        log = LoRAFleetRegistryHook(conn_id).log
+        client = None
         while True:
             try:
-                client = await LoRAFleetRegistryHook.aget_client(kwargs["registry_conn_id"])
+                client = client or await LoRAFleetRegistryHook.aget_client(conn_id)
                 models = await asyncio.to_thread(client.search_models)
             except RegistryError as error:
                 log.warning("The registry was not read, the next poll tries again: %s", error)
+                client = None  # It may have moved: the connection is looked up again.
             else:
                 yield {model.name: model.aliases[Alias.CHAMPION] for model in models if Alias.CHAMPION in model.aliases}
             await asyncio.sleep(kwargs["poll_interval_s"])

@@ -108,13 +108,15 @@ def test_a_killed_front_leaves_no_orphan_and_a_restart_serves_live_while_the_cha
 
 
 def test_a_drained_pod_finishes_what_runs_and_takes_no_more(victim: PodProcess, served: Registered) -> None:
+    whole = victim.client.complete("survivor", "the cat", max_tokens=240)
     parts = victim.client.stream("survivor", "the cat", max_tokens=240)
     received = [next(parts)]
     victim.signal(signal.SIGTERM)
     refused = victim.wait_for(lambda: _refusal(victim), "new requests to be refused")
     received += parts
     assert refused == 503
-    assert received[-1].finish_reason == "length"
+    assert "".join(part.text for part in received) == whole.text
+    assert received[-1].finish_reason == whole.finish_reason
     assert victim.wait_exit() == 0
     victim.start()
     victim.wait_ready()
