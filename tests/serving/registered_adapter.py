@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 
 import httpx
 
-from lorafleet_contract.aliases import Stage
+from lorafleet_contract.aliases import Alias, Stage
 from lorafleet_contract.digest import CONFIG_FILE, WEIGHTS_FILE, adapter_digest, base_digest
 from lorafleet_contract.exceptions import RegistryNotFound
 from lorafleet_contract.manifest import ADAPTER_FOLDER, GATE_REPORT_FILE, MANIFEST_FILE, AdapterManifest
@@ -94,8 +94,10 @@ class RegistryHand:
         self.client.set_alias(registered.name, alias, registered.version)
 
     def withdraw(self, registered: Registered) -> None:
-        """Archive a version."""
+        """Archive a version, and do what the controller does then."""
+        self.client.set_alias(registered.name, Alias.LIVE, registered.version)
         self.client.transition_stage(registered.name, registered.version, Stage.ARCHIVED)
+        self.client.delete_alias(registered.name, Alias.CHAMPION)
 
     def upload(self, address: str, data: bytes) -> None:
         """Write one object."""

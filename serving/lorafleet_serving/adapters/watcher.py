@@ -38,15 +38,13 @@ class RegisteredVersion:
     name: str
     version: int
     digest: str
-    stage: Stage
     source: str
+    withdrawn: bool
+    """Whether the version was taken out of service: archived, and no champion. The controller takes the alias from
+    a version that a person archives; one that MLflow archived to make room for the next champion keeps it until the
+    controller has moved it, and must answer until then."""
     fingerprint: str
     """Changes when the tags do, but for those that serving itself writes."""
-
-    @property
-    def withdrawn(self) -> bool:
-        """Whether the version was taken out of service."""
-        return self.stage is Stage.ARCHIVED
 
 
 @dataclass(frozen=True)
@@ -169,8 +167,9 @@ class RegistryWatcher:
         return {name for name in found if name is not None}
 
     def _desired(self, model: RegisteredModel, versions: Iterable[ModelVersion]) -> DesiredAdapter | None:
+        champion = model.aliases.get(Alias.CHAMPION)
         ours = {
-            item.version: _registered(item)
+            item.version: _registered(item, withdrawn=item.stage is Stage.ARCHIVED and item.version != champion)
             for item in versions
             if item.name == model.name and item.tags.get(Tag.LORA_BASE_DIGEST) == self._base_digest
         }
@@ -189,13 +188,13 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
-def _registered(item: ModelVersion) -> RegisteredVersion:
+def _registered(item: ModelVersion, *, withdrawn: bool) -> RegisteredVersion:
     lasting = sorted((key, value) for key, value in item.tags.items() if not key.startswith(_SERVE_TAG_PREFIX))
     return RegisteredVersion(
         name=item.name,
         version=item.version,
         digest=item.tags.get(Tag.LORA_DIGEST, ""),
-        stage=item.stage,
         source=item.source,
+        withdrawn=withdrawn,
         fingerprint=hashlib.sha256(repr((lasting, item.source)).encode()).hexdigest(),
     )

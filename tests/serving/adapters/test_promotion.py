@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
 
+from lorafleet_contract.aliases import Stage
 from lorafleet_contract.states import ServeState, Tier
 from lorafleet_serving.client import Completion, PodError
 from tests.serving.conftest import SourceFactory
@@ -122,6 +124,25 @@ def test_two_versions_may_share_a_digest(pod: PodProcess, registry: RegistryHand
     pod.wait_serving("shared", 2)
     answer = pod.client.complete("shared", "the cat", max_tokens=4)
     assert (answer.adapter, answer.digest) == ("shared:2", first.digest)
+
+
+def test_a_champion_that_the_next_one_archives_answers_until_the_alias_moves(
+    pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
+) -> None:
+    first, second = (registry.register("tidied", tiny_adapter(seed)) for seed in (1, 2))
+    registry.promote(first)
+    pod.wait_serving("tidied", 1)
+    registry.client.transition_stage("tidied", second.version, Stage.PRODUCTION)
+    registry.client.transition_stage("tidied", first.version, Stage.PRODUCTION, archive_existing=True)
+    registry.client.transition_stage("tidied", second.version, Stage.PRODUCTION, archive_existing=True)
+    archived_at = time.time()
+
+    def looked() -> bool | None:
+        synced_at = pod.client.report().synced_at
+        return True if synced_at is not None and synced_at > archived_at + 0.5 else None
+
+    pod.wait_for(looked, "a look at the registry that began after the change")
+    assert pod.client.complete("tidied", "the", max_tokens=1).adapter == "tidied:1"
 
 
 def test_a_withdrawn_version_is_gone(pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory) -> None:
