@@ -55,13 +55,13 @@ class ClosedLoop:
                 thread.join()
 
     def _client(self, stop: threading.Event) -> None:
-        client = PodClient(self.url)
-        while not stop.is_set():
-            try:
-                client.complete(model=self.model, prompt="def add(a, b):", max_tokens=16)
-                self.answered += 1
-            except Exception as error:
-                self.failures.append(repr(error))
+        with PodClient(self.url) as client:
+            while not stop.is_set():
+                try:
+                    client.complete(model=self.model, prompt="def add(a, b):", max_tokens=16)
+                    self.answered += 1
+                except Exception as error:
+                    self.failures.append(repr(error))
 
 
 def measure(settings: PlatformSettings, name: str, repeats: int, report: Callable[[str], None]) -> dict[str, float]:
@@ -136,15 +136,16 @@ def _rollback(settings: PlatformSettings, name: str) -> float:
 
 def _until_served(settings: PlatformSettings, name: str, digest: str, change: Callable[[], object]) -> float:
     """Seconds from the call of `change` to the first token that the version of `digest` gives."""
-    clients = [PodClient(url) for url in settings.pods]
     start = time.monotonic()
-    change()
-    for client in clients:
-        while client.complete(model=name, prompt="def add(a, b):", max_tokens=1).digest != digest:
-            if time.monotonic() - start > DEADLINE_S:
-                raise TimeoutError(f"{name} was not served as {digest} within {DEADLINE_S} s: see `lorafleet adapters`")
-            time.sleep(PROBE_PAUSE_S)
-    return time.monotonic() - start
+    with ExitStack() as running:
+        clients = [running.enter_context(PodClient(url)) for url in settings.pods]
+        change()
+        for client in clients:
+            while client.complete(model=name, prompt="def add(a, b):", max_tokens=1).digest != digest:
+                if time.monotonic() - start > DEADLINE_S:
+                    raise TimeoutError(f"{name} was not served as {digest} in {DEADLINE_S} s: see `lorafleet adapters`")
+                time.sleep(PROBE_PAUSE_S)
+        return time.monotonic() - start
 
 
 def _until_live(settings: PlatformSettings, name: str, version: int) -> None:

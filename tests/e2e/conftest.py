@@ -35,9 +35,8 @@ class RunningStack:
     data: Path
     demo: dict[str, Any]
     """What `lorafleet demo --json` printed."""
-
-    def client(self, *, admin: bool = False) -> PodClient:
-        return PodClient(self.settings.pods[0], self.settings.admin_token if admin else None)
+    client: PodClient
+    """Calls to the pod without credentials."""
 
     def lorafleet(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command line on this stack."""
@@ -85,6 +84,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
         result = run_lorafleet(home, *demo_arguments(data))
         assert result.returncode == 0, result.stderr
         settings = PlatformSettings.load(environ={}, home=home)
-        yield RunningStack(stack, stack.status(), settings, data, json.loads(result.stdout))
+        with PodClient(settings.pods[0]) as client:
+            yield RunningStack(stack, stack.status(), settings, data, json.loads(result.stdout), client)
     finally:
         stack.down()

@@ -43,9 +43,9 @@ def test_the_version_is_champion_and_live(stack: RunningStack) -> None:
 
 def test_the_pod_answers_by_the_digest_of_the_registry(stack: RunningStack) -> None:
     version = stack.settings.registry().get_version(ADAPTER, stack.demo["version"])
-    answer = stack.client().complete(model=ADAPTER, variables={"name": "ValueError"})
+    answer = stack.client.complete(model=ADAPTER, variables={"name": "ValueError"})
     assert answer.digest == version.tags[Tag.LORA_DIGEST] == stack.demo["digest"]
-    assert answer.text.strip() == stack.client().complete(model=ADAPTER, variables={"name": "ValueError"}).text.strip()
+    assert answer.text.strip() == stack.client.complete(model=ADAPTER, variables={"name": "ValueError"}).text.strip()
 
 
 def test_the_adapter_on_s3_loads_in_plain_peft(stack: RunningStack, tmp_path: Path, base_model: Path) -> None:
@@ -63,7 +63,7 @@ def test_the_adapter_on_s3_loads_in_plain_peft(stack: RunningStack, tmp_path: Pa
     with torch.no_grad():
         tokens = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=1, do_sample=False)
     expected = tokenizer.decode(tokens[0, -1:])
-    assert stack.client().complete(model=ADAPTER, prompt=prompt, max_tokens=1).text == expected
+    assert stack.client.complete(model=ADAPTER, prompt=prompt, max_tokens=1).text == expected
 
 
 def test_a_second_run_skips_the_training(stack: RunningStack) -> None:

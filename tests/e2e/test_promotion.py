@@ -29,7 +29,7 @@ def versions(stack: RunningStack) -> Iterator[dict[int, str]]:
 
 
 def _serving(stack: RunningStack) -> str:
-    return stack.client().complete(model=ADAPTER, prompt="Name: x\nKind:", max_tokens=1).digest
+    return stack.client.complete(model=ADAPTER, prompt="Name: x\nKind:", max_tokens=1).digest
 
 
 def _await_live(stack: RunningStack, version: int) -> None:

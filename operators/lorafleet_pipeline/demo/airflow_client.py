@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -48,6 +48,12 @@ class AirflowClient:
         self._http = httpx.Client(base_url=self._url, timeout=30.0)
         answer = self._send("POST", "/auth/token", json={"username": user, "password": password})
         self._http.headers["Authorization"] = f"Bearer {answer['access_token']}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
 
     def has_dag(self, dag_id: str) -> bool:
         """Whether the DAG has been parsed."""

@@ -71,7 +71,8 @@ def run_demo(options: DemoOptions, screen: DemoScreen) -> DemoResult:
         settings = PlatformSettings.load(environ={}, home=stack.home.folder)
         screen.step("putting the dataset on S3")
         spec = place_dataset(options.source, options.stack.dags_folder, settings)
-        _run_dag(spec, settings, _airflow(status), screen, options)
+        with _airflow(status) as airflow:
+            _run_dag(spec, settings, airflow, screen, options)
         screen.step("asking base and champion over REST")
         return _result(spec, settings, status, seconds=time.monotonic() - began, kept=options.keep or was_up)
     finally:
