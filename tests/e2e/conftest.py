@@ -22,7 +22,8 @@ from lorafleet_pipeline.stack.stack import Stack, StackStatus
 from lorafleet_serving.client import PodClient
 
 ADAPTER = "kinds"
-STEPS = 24
+STEPS = 40
+"""Twice as many as between checkpoints, so that a killed training has one to resume from."""
 
 
 @dataclass(frozen=True)
