@@ -49,6 +49,8 @@ def make_progress() -> Progress:
         TimeElapsedColumn(),
         console=notes,
         transient=True,
+        # Into a file it would write nothing but an empty line.
+        disable=not notes.is_terminal,
     )
 
 
