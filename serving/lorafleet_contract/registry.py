@@ -85,7 +85,7 @@ class RegistryClient:
 
     def search_models(self) -> list[RegisteredModel]:
         """Every registered model, with aliases."""
-        return [_model(item) for item in self._pages("registered-models/search", "registered_models")]
+        return list(self._models({}))
 
     def search_versions(self, name: str | None = None) -> list[ModelVersion]:
         """Every version, of one model or of all, newest change first."""
@@ -96,7 +96,11 @@ class RegistryClient:
 
     def get_model(self, name: str) -> RegisteredModel:
         """One registered model."""
-        return _model(self._call("GET", "registered-models/get", {"name": name})["registered_model"])
+        # Not by `registered-models/get`: it reads every version ever made, to tell the latest of each stage.
+        found = next(self._models({"filter": f"name='{name}'"}), None)
+        if found is None:
+            raise RegistryNotFound(f"Registered Model with name={name} not found")
+        return found
 
     def get_version(self, name: str, version: int) -> ModelVersion:
         """One version of a registered model."""
@@ -138,6 +142,9 @@ class RegistryClient:
             "archive_existing_versions": archive_existing,
         }
         self._call("POST", "model-versions/transition-stage", body=body)
+
+    def _models(self, query: Mapping[str, str]) -> Iterator[RegisteredModel]:
+        return (_model(item) for item in self._pages("registered-models/search", "registered_models", query))
 
     def _pages(self, path: str, key: str, query: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
         token = ""

@@ -23,7 +23,7 @@ from lorafleet_contract.aliases import Alias
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_serving.client import PodClient
-from tests.benchmarks.versions import make_versions
+from tests.benchmarks.versions import delete_versions, make_versions
 
 DEADLINE_S = 30.0
 PROBE_PAUSE_S = 0.02
@@ -85,6 +85,8 @@ def measure(settings: PlatformSettings, name: str, repeats: int, report: Callabl
                 results[f"{way}_max{suffix}"] = max(seconds)
     finally:
         settings.registry().set_alias(name, Alias.CHAMPION, source)
+        _until_live(settings, name, source)
+        delete_versions(settings, name, made)
     for failure in sorted(set(loop.failures)):
         report(f"failed: {failure}")
     return {**results, "requests": float(loop.answered), "failed": float(len(loop.failures))}

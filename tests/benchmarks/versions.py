@@ -48,6 +48,16 @@ def make_versions(settings: PlatformSettings, name: str, source: int, count: int
     return made
 
 
+def delete_versions(settings: PlatformSettings, name: str, made: dict[int, str]) -> None:
+    """Take what `make_versions` made out of registry and storage, so that the next run finds what this one found."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(settings.mlflow_url)
+    for version in made:
+        client.delete_model_version(name, str(version))
+    Storage(settings.s3).delete_folder(f"{BUCKET}/{name}")
+
+
 def _alter(folder: Path, gate_key: str) -> str:
     """Add noise of a thousandth to the weights, and bring manifest and gate report in line with them."""
     import torch

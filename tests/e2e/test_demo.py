@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lorafleet_contract.aliases import Alias
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.storage import Storage
 from tests.e2e.conftest import ADAPTER, RunningStack, demo_arguments
+from tests.serving.forward import Forward
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -48,22 +50,44 @@ def test_the_pod_answers_by_the_digest_of_the_registry(stack: RunningStack) -> N
     assert answer.text.strip() == stack.client.complete(model=ADAPTER, variables={"name": "ValueError"}).text.strip()
 
 
-def test_the_adapter_on_s3_loads_in_plain_peft(stack: RunningStack, tmp_path: Path, base_model: Path) -> None:
-    import torch
+@pytest.fixture(scope="module")
+def fetched(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The champion's adapter folder as it stands on S3."""
+    folder = tmp_path_factory.mktemp("fetched")
+    storage = Storage(stack.settings.s3)
+    for address in storage.list(f"{stack.demo['uri']}/adapter"):
+        storage.download(address, folder / Path(address).name)
+    return folder
+
+
+def test_the_adapter_on_s3_gives_plain_peft_the_logits_of_the_pods_forward(fetched: Path, base_model: Path) -> None:
+    tokenizer, peft = _plain_peft(base_model, fetched, torch.float32)
+    prompts = [tokenizer(f"Name: {name}\nKind:").input_ids for name in ("KeyError", "EWOULDBLOCK", "setsockopt")]
+    forward = Forward(base_model, {"digest": fetched})
+    ends = [len(prompt) for prompt in prompts]
+    found = forward.logits([forward.sequence(prompt, "digest") for prompt in prompts], ends)
+    bare = forward.logits([forward.sequence(prompt) for prompt in prompts], ends)
+    with torch.inference_mode():
+        expected = torch.stack([peft(torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
+    assert not torch.allclose(bare, expected, atol=1.0)
+
+
+def test_the_pod_answers_with_the_token_of_plain_peft(stack: RunningStack, fetched: Path, base_model: Path) -> None:
+    tokenizer, peft = _plain_peft(base_model, fetched, torch.bfloat16)
+    prompt = "Name: KeyError\nKind:"
+    with torch.inference_mode():
+        tokens = peft.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=1, do_sample=False)
+    expected = tokenizer.decode(tokens[0, -1:])
+    assert stack.client.complete(model=ADAPTER, prompt=prompt, max_tokens=1).text == expected
+
+
+def _plain_peft(base: Path, adapter: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    storage = Storage(stack.settings.s3)
-    for address in storage.list(f"{stack.demo['uri']}/adapter"):
-        storage.download(address, tmp_path / Path(address).name)
-    model = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.bfloat16)
-    model = PeftModel.from_pretrained(model, tmp_path).eval()
-    tokenizer = AutoTokenizer.from_pretrained(base_model)
-    prompt = "Name: KeyError\nKind:"
-    with torch.no_grad():
-        tokens = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=1, do_sample=False)
-    expected = tokenizer.decode(tokens[0, -1:])
-    assert stack.client.complete(model=ADAPTER, prompt=prompt, max_tokens=1).text == expected
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    return AutoTokenizer.from_pretrained(base), PeftModel.from_pretrained(model, adapter).eval()
 
 
 def test_a_second_run_skips_the_training(stack: RunningStack) -> None:

@@ -66,7 +66,8 @@ def promote(
     registry = registry_as(settings, actor)
     item = _version(registry, name, version)
     _check_gate(registry, item, settings, waive, actor)
-    return _move(registry, item, alias, settings, wait_s, on_progress)
+    before = _aliases(registry, name).get(alias)
+    return _move(registry, item, alias, before, settings, wait_s, on_progress)
 
 
 def rollback(
@@ -92,19 +93,20 @@ def rollback(
         raise PromotionError(
             f"{name} has no previous version: name one with --to, see `lorafleet history {name}` for versions"
         )
-    return _move(registry, _version(registry, name, version), Alias.CHAMPION, settings, wait_s, on_progress)
+    item = _version(registry, name, version)
+    return _move(registry, item, Alias.CHAMPION, champion, settings, wait_s, on_progress)
 
 
 def _move(
     registry: RegistryClient,
     item: ModelVersion,
     alias: str,
+    before: int | None,
     settings: PlatformSettings,
     wait_s: float,
     on_progress: OnProgress | None,
 ) -> Promotion:
     began = time.monotonic()
-    before = _aliases(registry, item.name).get(alias)
     with Takeover(item, alias, settings) as takeover:
         if before != item.version:
             registry.set_alias(item.name, alias, item.version)

@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -96,6 +97,8 @@ class RegistryWatcher:
         self._on_look = on_look
         self._on_error = on_error
         self._nudges: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._seen: dict[str, DesiredAdapter] = {}
+        """Each adapter as it was at the last look at it."""
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="registry-watcher", daemon=True)
 
@@ -122,20 +125,39 @@ class RegistryWatcher:
         models = self._client.search_models()
         versions = self._client.search_versions()
         desired = (self._desired(model, versions) for model in models)
-        return RegistryLook({adapter.name: adapter for adapter in desired if adapter is not None})
+        self._seen = {adapter.name: adapter for adapter in desired if adapter is not None}
+        return RegistryLook(dict(self._seen))
 
     def look_at(self, name: str) -> RegistryLook:
-        """Read the state of one adapter.
+        """Read the state of one adapter: its aliases, and the versions behind them now and at the last look.
+
+        A version that no alias asks for is as the last look at everything found it, since reading hundreds of them
+        would hold up the change that somebody waits for.
 
         Raises:
             RegistryError: the registry is away or refuses.
         """
+        seen = self._seen.get(name, DesiredAdapter(name, {}, {}))
         try:
             model = self._client.get_model(check_adapter_name(name))
-            adapter = self._desired(model, self._client.search_versions(name))
         except (RegistryNotFound, InvalidName):
-            adapter = None
-        return RegistryLook({name: adapter} if adapter is not None else {}, name)
+            self._seen.pop(name, None)
+            return RegistryLook({}, name)
+        numbers = {*model.aliases.values(), *seen.aliases.values()}
+        fresh = self._desired(model, self._versions(name, numbers))
+        versions = {number: version for number, version in seen.versions.items() if number not in numbers}
+        versions |= {} if fresh is None else fresh.versions
+        if not versions:
+            return RegistryLook({}, name)
+        self._seen[name] = DesiredAdapter(name, dict(model.aliases), versions)
+        return RegistryLook({name: self._seen[name]}, name)
+
+    def _versions(self, name: str, numbers: set[int]) -> list[ModelVersion]:
+        found = []
+        for number in sorted(numbers):
+            with suppress(RegistryNotFound):  # Deleted since.
+                found.append(self._client.get_version(name, number))
+        return found
 
     def _run(self) -> None:
         due = time.monotonic()

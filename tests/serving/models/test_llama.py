@@ -7,15 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorafleet_serving.engine.config import EngineConfig
-from lorafleet_serving.engine.kv_cache import KvCache
-from lorafleet_serving.engine.model_runner import ModelRunner
-from lorafleet_serving.engine.request import GenerationRequest
-from lorafleet_serving.engine.scheduler import Chunk
-from lorafleet_serving.engine.sequence import Sequence
 from lorafleet_serving.exceptions import UnsupportedModel
-from lorafleet_serving.kernels.segments import AdapterSites
 from lorafleet_serving.models.registry import load_model
+from tests.serving.forward import Forward
 from tests.serving.llama_model import VOCAB_SIZE, write_llama
 
 CPU = torch.device("cpu")
@@ -40,38 +34,6 @@ VARIANTS: dict[str, dict[str, object]] = {
     "rope-llama3": {"rope_parameters": LLAMA3_ROPE},
     "norm-eps": {"rms_norm_eps": 1e-2},
 }
-
-
-def no_adapter(digest: str) -> AdapterSites:
-    raise AssertionError(digest)
-
-
-class Forward:
-    """A model with a cache of its own; sequences get their blocks in a scattered order."""
-
-    def __init__(self, folder: Path) -> None:
-        model = load_model(folder, torch.float32, CPU)
-        cache = KvCache(model.kv_shape, EngineConfig(folder, block_size=4, kv_cache_bytes=1 << 20), torch.float32, CPU)
-        self._runner = ModelRunner(model, cache, torch.float32, CPU)
-        self._blocks = list(range(cache.num_blocks))[::-3]
-
-    def sequence(self, tokens: list[int]) -> Sequence:
-        sequence = Sequence(GenerationRequest("r", tuple(tokens)), arrival=0)
-        sequence.block_table = [self._blocks.pop() for _ in range(-(-len(tokens) // 4))]
-        return sequence
-
-    def logits(self, sequences: list[Sequence], ends: list[int]) -> torch.Tensor:
-        """Compute each sequence up to an end; its last row's logits, one row per sequence."""
-        whole = [sequence.token_ids for sequence in sequences]
-        chunks = []
-        for sequence, end in zip(sequences, ends, strict=True):
-            sequence.token_ids = sequence.token_ids[:end]
-            chunks.append(Chunk(sequence, sequence.num_remaining))
-        logits = self._runner.run(chunks, no_adapter)
-        assert logits is not None
-        for sequence, tokens, end in zip(sequences, whole, ends, strict=True):
-            sequence.token_ids, sequence.num_computed = tokens, end
-        return logits
 
 
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
