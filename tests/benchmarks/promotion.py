@@ -1,8 +1,8 @@
 """`lorafleet bench promotion`: from a change in the registry to the first token of the new version.
 
 Measures against the running stack: alias moves and stage changes through MLflow's own client, of versions that no
-pod has ever loaded, and rollbacks through the command line, process start included. Each first with no other
-traffic, then under closed-loop clients, of whose requests none may fail.
+pod has ever loaded, and rollbacks through the command line, process start included. Each first on the idle stack,
+then back to back under closed-loop clients, of whose requests none may fail.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+import psutil
+
 from lorafleet_contract.aliases import Alias
+from lorafleet_contract.fleet import PodReport
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_serving.client import PodClient
@@ -27,7 +30,9 @@ from tests.benchmarks.versions import delete_versions, make_versions
 
 DEADLINE_S = 30.0
 PROBE_PAUSE_S = 0.02
-"""Between two looks at who answers: without it the looking itself would be the load."""
+"""Between two looks at who serves: without it the looking itself would be the load."""
+IDLE_PERCENT = 30.0
+"""Use of all cores below which a stack with nothing to do counts as idle."""
 
 
 @dataclass
@@ -76,9 +81,9 @@ def measure(settings: PlatformSettings, name: str, repeats: int, report: Callabl
         for suffix, under_load in (("", False), ("_loaded", True)):
             if under_load:
                 with loop.running():
-                    times = _all_ways(settings, name, repeats, versions, report)
+                    times = _all_ways(settings, name, repeats, versions, report, lambda: None)
             else:
-                times = _all_ways(settings, name, repeats, versions, report)
+                times = _all_ways(settings, name, repeats, versions, report, _until_idle)
             for way, seconds in times.items():
                 results[f"{way}_p50{suffix}"] = statistics.median(seconds)
                 results[f"{way}_p95{suffix}"] = sorted(seconds)[max(0, round(0.95 * len(seconds)) - 1)]
@@ -98,22 +103,26 @@ def _all_ways(
     repeats: int,
     versions: Iterator[tuple[int, str]],
     report: Callable[[str], None],
+    before_each: Callable[[], None],
 ) -> dict[str, list[float]]:
     from mlflow import MlflowClient
 
     client = MlflowClient(settings.mlflow_url)
     times: dict[str, list[float]] = {"alias": [], "stage": [], "rollback": []}
     for _ in range(repeats):
+        before_each()
         version, digest = next(versions)
         move = partial(client.set_registered_model_alias, name, "champion", str(version))
         times["alias"].append(_until_served(settings, name, digest, move))
         _until_live(settings, name, version)
+        before_each()
         version, digest = next(versions)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # Stages are deprecated in MLflow, and supported here.
             move = partial(client.transition_model_version_stage, name, str(version), "Production")
             times["stage"].append(_until_served(settings, name, digest, move))
         _until_live(settings, name, version)
+        before_each()
         times["rollback"].append(_rollback(settings, name))
         report(", ".join(f"{way} {seconds[-1]:.2f} s" for way, seconds in times.items()))
     return times
@@ -137,17 +146,39 @@ def _rollback(settings: PlatformSettings, name: str) -> float:
 
 
 def _until_served(settings: PlatformSettings, name: str, digest: str, change: Callable[[], object]) -> float:
-    """Seconds from the call of `change` to the first token that the version of `digest` gives."""
+    """Seconds from the call of `change` to the first token that the version of `digest` gives on every pod.
+
+    The pods are asked for their report until they name the version: asking them to generate all the while would
+    take the processor from what is measured. The time ends with a token all the same.
+    """
     start = time.monotonic()
     with ExitStack() as running:
-        clients = [running.enter_context(PodClient(url)) for url in settings.pods]
+        clients = [
+            running.enter_context(PodClient(url, settings.admin_token, timeout_s=DEADLINE_S)) for url in settings.pods
+        ]
         change()
         for client in clients:
-            while client.complete(model=name, prompt="def add(a, b):", max_tokens=1).digest != digest:
+            while not _serves(client.report(), name, digest):
                 if time.monotonic() - start > DEADLINE_S:
                     raise TimeoutError(f"{name} was not served as {digest} in {DEADLINE_S} s: see `lorafleet adapters`")
                 time.sleep(PROBE_PAUSE_S)
+            answer = client.complete(model=name, prompt="def add(a, b):", max_tokens=1)
+            if answer.digest != digest:
+                raise RuntimeError(f"pod {client.url} reports {digest} as served and answers by {answer.digest}")
         return time.monotonic() - start
+
+
+def _serves(report: PodReport, name: str, digest: str) -> bool:
+    adapter = next((item for item in report.adapters if item.name == name), None)
+    serving = None if adapter is None else next((v for v in adapter.versions if v.version == adapter.serving), None)
+    return serving is not None and serving.digest == digest
+
+
+def _until_idle() -> None:
+    """Wait until the machine does little: what follows a promotion (an Airflow run, the audit log) has ended."""
+    deadline = time.monotonic() + DEADLINE_S
+    while psutil.cpu_percent(interval=1.0) > IDLE_PERCENT and time.monotonic() < deadline:
+        pass
 
 
 def _until_live(settings: PlatformSettings, name: str, version: int) -> None:
