@@ -16,7 +16,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 _WHOLE_COLUMNS = frozenset({"component", "state", "pid", "port", "restarts", "uptime"})
 
 results = Console(highlight=False, soft_wrap=True)
-notes = Console(stderr=True, highlight=False)
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
