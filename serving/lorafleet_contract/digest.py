@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,13 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
 _CHUNK_BYTES = 1 << 20
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _BASE_CACHE_FILE = ".lorafleet-digest.json"
+
+
+def is_digest(text: str) -> bool:
+    """Whether a text has the form of a digest."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def bytes_digest(data: bytes) -> str:
@@ -61,13 +70,25 @@ def base_digest(folder: Path) -> str:
     names = ["config.json", *sorted(path.name for path in folder.glob("*.safetensors"))]
     stamp = [[name, (folder / name).stat().st_size, (folder / name).stat().st_mtime_ns] for name in names]
     cache = folder / _BASE_CACHE_FILE
-    if cache.is_file():
-        known = json.loads(cache.read_text())
-        if known["files"] == stamp:
-            return str(known["digest"])
+    known = _read_cache(cache)
+    if known.get("files") == stamp:
+        return str(known["digest"])
     digest = files_digest(folder, names)
+    # By one rename: the front and the engine of a pod, and other pods, read it at the same time.
+    scrap = cache.with_name(f"{_BASE_CACHE_FILE}.{os.getpid()}")
     try:
-        cache.write_text(json.dumps({"files": stamp, "digest": digest}))
-    except PermissionError:
-        return digest  # A read-only model folder is normal in a container; it costs a second at each start.
+        scrap.write_text(json.dumps({"files": stamp, "digest": digest}))
+        scrap.replace(cache)
+    except OSError:
+        # A read-only model folder is normal in a container; it costs a second at each start.
+        with suppress(OSError):
+            scrap.unlink()
     return digest
+
+
+def _read_cache(cache: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        return {}  # Not there yet, or cut off by a full disk: the digest is computed again.
+    return known if isinstance(known, dict) and "digest" in known else {}

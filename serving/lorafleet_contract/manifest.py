@@ -14,6 +14,7 @@ from typing import Any
 from lorafleet_contract import CONTRACT_VERSION
 from lorafleet_contract.digest import document_digest
 from lorafleet_contract.exceptions import InvalidManifest
+from lorafleet_contract.fields import check_field_types
 from lorafleet_contract.prompt import PromptBlock
 
 MANIFEST_FILE = "manifest.json"
@@ -75,6 +76,7 @@ class AdapterManifest:
             fields["prompt"] = PromptBlock.from_json(fields["prompt"])
             fields["target_modules"] = tuple(fields["target_modules"])
             manifest = cls(**fields)
+            check_field_types(manifest)
         except (KeyError, TypeError) as error:
             raise InvalidManifest(f"manifest: {error}") from error
         return manifest

@@ -14,6 +14,9 @@ from lorafleet_contract.exceptions import InvalidName
 MAX_NAME_LEN = 100
 """Longest adapter name; the limit that adapter routers on Kubernetes share."""
 
+_MAX_REFERENCE_LEN = 4096
+"""Longest reference; only an address comes near it."""
+_MAX_VERSION_DIGITS = 18
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -68,6 +71,8 @@ def parse_reference(text: str) -> AdapterReference:
     Raises:
         InvalidName: the text is none of the accepted forms.
     """
+    if len(text) > _MAX_REFERENCE_LEN:
+        raise InvalidName(f"adapter {text[:20]!r}... has {len(text)} characters, the limit is {_MAX_REFERENCE_LEN}")
     if text.startswith(("s3://", "/")):
         return AddressedAdapter(text)
     if "@" in text:
@@ -77,7 +82,8 @@ def parse_reference(text: str) -> AdapterReference:
         return NamedAdapter(check_adapter_name(name), alias=alias)
     if ":" in text:
         name, _, version = text.partition(":")
-        if not (version.isascii() and version.isdigit()) or int(version) < 1:
+        is_number = version.isascii() and version.isdigit() and len(version) <= _MAX_VERSION_DIGITS
+        if not is_number or int(version) < 1:
             raise InvalidName(f"version {version!r} in {text!r} is not a positive number: use name:version")
         return NamedAdapter(check_adapter_name(name), alias=None, version=int(version))
     return NamedAdapter(check_adapter_name(text))

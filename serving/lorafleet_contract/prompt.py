@@ -7,14 +7,18 @@ in production exactly as it was trained.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lorafleet_contract.exceptions import InvalidManifest, InvalidTemplate
+from lorafleet_contract.fields import check_field_types
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
+
+_MAX_NAMED = 5
+"""Unknown variables that an error names; a caller may send any number."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class PromptBlock:
         unknown = sorted(set(values) - set(self.variables))
         if missing or unknown:
             raise InvalidTemplate(
-                f"variables do not fit the adapter's template: missing {missing}, unknown {unknown}; "
+                f"variables do not fit the adapter's template: missing {missing}, unknown {unknown[:_MAX_NAMED]}; "
                 f"send exactly {sorted(self.variables)}"
             )
         return render_template(self.template, values)
@@ -55,21 +59,20 @@ class PromptBlock:
         """Read the block back.
 
         Raises:
-            InvalidManifest: a field is missing or unknown.
+            InvalidManifest: a field is missing, unknown or of the wrong type.
         """
         try:
-            block = cls(**data)
-        except TypeError as error:
+            given = cls(**data)
+            block = replace(
+                given,
+                variables=tuple(given.variables),
+                stop=tuple(given.stop),
+                examples=tuple(dict(example) for example in given.examples),
+            )
+            check_field_types(block)
+        except (TypeError, ValueError) as error:
             raise InvalidManifest(f"prompt block: {error}") from error
-        return cls(
-            template=block.template,
-            variables=tuple(block.variables),
-            stop=tuple(block.stop),
-            max_new_tokens=block.max_new_tokens,
-            chat=block.chat,
-            category=block.category,
-            examples=tuple(dict(example) for example in block.examples),
-        )
+        return block
 
 
 def render_template(template: str, values: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ Aliases stand on the registered model only: MLflow leaves them empty on versions
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import urllib.error
 import urllib.parse
@@ -89,10 +90,12 @@ class RegistryClient:
 
     def search_versions(self, name: str | None = None) -> list[ModelVersion]:
         """Every version, of one model or of all, newest change first."""
-        query = {"order_by": "last_updated_timestamp DESC"}
+        # Not paged in the order of change: a version that changes between two pages would be on neither.
+        query = {"order_by": "name ASC"}
         if name is not None:
             query["filter"] = f"name='{name}'"
-        return [_version(item) for item in self._pages("model-versions/search", "model_versions", query)]
+        found = [_version(item) for item in self._pages("model-versions/search", "model_versions", query)]
+        return sorted(found, key=lambda version: version.updated_at, reverse=True)
 
     def get_model(self, name: str) -> RegisteredModel:
         """One registered model."""
@@ -170,7 +173,7 @@ class RegistryClient:
                 answer = json.load(response)
         except urllib.error.HTTPError as error:
             raise _refusal(error, f"{method} {path}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise RegistryUnavailable(
                 f"registry {self._endpoint.url} does not answer ({error}): is MLflow running, "
                 "and is LORAFLEET_MLFLOW_URL right?"
@@ -179,8 +182,11 @@ class RegistryClient:
 
 
 def _refusal(error: urllib.error.HTTPError, call: str) -> RegistryError:
-    with error:
-        text = error.read().decode(errors="replace")
+    try:
+        with error:
+            text = error.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        text = str(error)  # It died while it told why; the status is known.
     try:
         answer = json.loads(text)
         code, message = str(answer.get("error_code", error.code)), str(answer.get("message", text))

@@ -88,18 +88,18 @@ class PodClient:
 
     def status(self) -> dict[str, str]:
         """State of the pod's parts, ready or not."""
-        return dict(self._send("GET", "/ready").json())
+        return self._read(self._send("GET", "/ready"))
 
     def report(self) -> PodReport:
         """What the pod says about its adapters; needs the admin token."""
         try:
-            return PodReport.from_json(self._call("GET", "/v1/adapters").json())
+            return PodReport.from_json(self._read(self._call("GET", "/v1/adapters")))
         except InvalidManifest as error:
             raise PodError(f"pod {self.url}: {error}", 200) from error
 
     def models(self) -> list[dict[str, Any]]:
         """The base model and the adapters that can be asked for."""
-        return list(self._call("GET", "/v1/models").json()["data"])
+        return list(self._read(self._call("GET", "/v1/models")).get("data", []))
 
     def complete(
         self,
@@ -115,7 +115,7 @@ class PodClient:
         """Continue a prompt, or fill the adapter's own template."""
         body = _body(model, prompt, variables, max_tokens, temperature, stop, seed)
         response = self._call("POST", "/v1/completions", json.dumps(body).encode())
-        answer = response.json()
+        answer = self._read(response)
         choice, usage = answer["choices"][0], answer["usage"]
         return Completion(
             text=choice["text"],
@@ -188,6 +188,16 @@ class PodClient:
             return self._http.request(method, path, content=content, headers=headers)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
+
+    def _read(self, response: httpx.Response) -> dict[str, Any]:
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            said = f"answered {response.status_code} with {response.text[:60]!r}"
+            raise PodError(f"{self.url} {said}, which no pod does: is it the address of one?", response.status_code)
+        return answer
 
     def _unreachable(self, error: Exception) -> PodUnreachable:
         return PodUnreachable(f"pod {self.url} does not answer ({error or type(error).__name__}): is it running?")

@@ -69,6 +69,10 @@ class PodConfig:
     drain_limit_s: float = 30.0
     refusal_recheck_s: float = 30.0
     """How often the files of a refused version are looked at for a change."""
+    silence_limit_s: float = 15.0
+    """An engine or fetcher process that gives no sign of life for so long is frozen and is replaced."""
+    max_body_bytes: int = 4 << 20
+    """Longest body of a request that is read."""
     admin_token: str | None = field(default=None, repr=False)
     webhook_secret: str | None = field(default=None, repr=False)
 
@@ -83,6 +87,8 @@ class PodConfig:
         _check("smoke_tokens", self.smoke_tokens, 1 <= self.smoke_tokens <= 8, "between 1 and 8")
         _check("drain_limit_s", self.drain_limit_s, self.drain_limit_s >= 0, "at least 0")
         _check("refusal_recheck_s", self.refusal_recheck_s, self.refusal_recheck_s > 0, "above 0")
+        _check("silence_limit_s", self.silence_limit_s, 2 <= self.silence_limit_s <= 3600, "between 2 and 3600")
+        _check("max_body_bytes", self.max_body_bytes, self.max_body_bytes >= 1024, "at least 1024")
         if self.registry is not None:
             _check("registry_url", self.registry.url, _is_url(self.registry.url), "an http:// or https:// address")
             if not self.fetcher.gate_key:
@@ -136,6 +142,8 @@ _SETTINGS = (
     _Setting(PodConfig, "smoke_tokens", int, "tokens of the smoke test of a new version, at most 8"),
     _Setting(PodConfig, "drain_limit_s", float, "seconds that running requests get after SIGTERM"),
     _Setting(PodConfig, "refusal_recheck_s", float, "seconds between looks at the files of a refused version"),
+    _Setting(PodConfig, "silence_limit_s", float, "seconds without a sign of life before a process is replaced"),
+    _Setting(PodConfig, "max_body_bytes", int, "longest body of a request"),
     _Setting(FetcherConfig, "cache_dir", Path, "folder of the disk tier"),
     _Setting(FetcherConfig, "s3_endpoint", str, "address of the S3 service; AWS unless set"),
     _Setting(FetcherConfig, "disk_bytes", int, "byte budget of the disk tier"),
@@ -150,6 +158,7 @@ _SETTINGS = (
     _Setting(EngineConfig, "max_model_len", int, "longest sequence, prompt and answer together"),
     _Setting(EngineConfig, "adapter_device_bytes", int, "byte budget of adapters on the device"),
     _Setting(EngineConfig, "adapter_host_bytes", int, "byte budget of adapters in host memory"),
+    _Setting(EngineConfig, "step_limit_s", float, "seconds of one step before the engine counts as hung"),
     _Setting(EngineConfig, "num_threads", int, "threads of the computation"),
 )
 
@@ -171,12 +180,8 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.en
         raise InvalidSetting("model is not set: give the folder of the base model with --model or LORAFLEET_BASE_MODEL")
     home = Path(environment.get("LORAFLEET_HOME") or Path.home() / ".lorafleet")
     given[FetcherConfig].setdefault("cache_dir", home / "cache")
-    try:
-        engine = EngineConfig(model=Path(model), **given[EngineConfig])
-    except ValueError as error:
-        raise InvalidSetting(str(error)) from error
     return PodConfig(
-        engine=engine,
+        engine=EngineConfig(model=Path(model), **given[EngineConfig]),
         fetcher=FetcherConfig(gate_key=environment.get("LORAFLEET_GATE_KEY") or None, **given[FetcherConfig]),
         registry=_registry(options["registry_url"], environment),
         admin_token=environment.get("LORAFLEET_ADMIN_TOKEN") or None,

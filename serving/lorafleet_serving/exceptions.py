@@ -5,9 +5,10 @@ ServingError
   + InvalidRequest       a request's field breaks a rule (also a ValueError)
   + UnsupportedModel     the base model's architecture or an option of it is not served
   + AdapterRefusal       an adapter's contents are wrong or not served
-      + AdapterTooLarge      an adapter does not fit into the memory that is left
+      + AdapterTooLarge      an adapter is larger than a whole tier
+  + NoRoom               a tier is full of other adapters, which may pass
   + GenerationFailed     the engine gave up on a sequence
-  + OutOfBlocks          the KV cache cannot hold a sequence even alone
+  + BodyTooLong          a request's body is longer than the pod reads
   + PromptTooLong        a prompt leaves no room for an answer in the model's context
   + UnknownAdapter       a request names an adapter or version that the pod does not know
   + AdapterWithdrawn     a request names a version that was withdrawn
@@ -43,19 +44,27 @@ class UnsupportedModel(ServingError):
 
 
 class AdapterRefusal(ServingError):
-    """Raised when an adapter's contents are wrong, hostile or unsupported."""
+    """Raised when an adapter's contents are wrong, hostile or unsupported; `stamp` tells its files from later ones."""
+
+    def __init__(self, reason: str, stamp: str | None = None) -> None:
+        super().__init__(reason)
+        self.stamp = stamp
 
 
 class AdapterTooLarge(AdapterRefusal):
-    """Raised when an adapter does not fit into the memory that is left for adapters."""
+    """Raised when an adapter is larger than a whole tier, so that it can never be served with these settings."""
+
+
+class NoRoom(ServingError):
+    """Raised when a tier has no room for an adapter beside those that are wanted; worth another try."""
 
 
 class GenerationFailed(ServingError):
     """Raised when the engine gives up on a sequence, in an offline batch as in the pod."""
 
 
-class OutOfBlocks(ServingError):
-    """Raised when the KV cache is too small for a sequence even when it runs alone."""
+class BodyTooLong(ServingError):
+    """Raised when a request's body is longer than the pod reads."""
 
 
 class PromptTooLong(ServingError):

@@ -10,28 +10,33 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
+from typing import IO
 
 from lorafleet_contract.digest import base_digest
-from lorafleet_contract.exceptions import ContractError, InvalidName
+from lorafleet_contract.exceptions import InvalidName
 from lorafleet_contract.names import AddressedAdapter, NamedAdapter, parse_reference
 from lorafleet_contract.registry import RegistryClient
+from lorafleet_serving.adapters.artifacts import Artifacts
 from lorafleet_serving.adapters.catalog import Catalog, CatalogVersion
+from lorafleet_serving.adapters.disk import lock_folder
 from lorafleet_serving.adapters.handle import FetcherHandle
-from lorafleet_serving.adapters.rollout import Rollout, RolloutSettings
+from lorafleet_serving.adapters.rollout import Rollout
 from lorafleet_serving.adapters.smoke import SmokeTest
-from lorafleet_serving.adapters.watcher import RegisteredVersion, RegistryLook, RegistryWatcher
+from lorafleet_serving.adapters.trial import Trial
+from lorafleet_serving.adapters.watcher import RegistryLook, RegistryWatcher
 from lorafleet_serving.config import PodConfig
 from lorafleet_serving.engine.handle import EngineHandle
 from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
 from lorafleet_serving.exceptions import (
     AdapterNotReady,
-    FetchFailed,
     Forbidden,
     PodUnavailable,
     UnknownAdapter,
 )
 from lorafleet_serving.generation import Generation
+from lorafleet_serving.loop import post
 from lorafleet_serving.tokenizer import PodTokenizer
 
 _logger = logging.getLogger(__name__)
@@ -49,11 +54,12 @@ class Pod:
         self.engine = EngineHandle(
             config.engine,
             max_waiting=config.max_waiting,
+            silence_limit_s=config.silence_limit_s,
             on_ready=self._note_progress,
             on_down=self._engine_down,
             on_failure=on_failure,
         )
-        self.fetcher = FetcherHandle(config.fetcher)
+        self.fetcher = FetcherHandle(config.fetcher, silence_limit_s=config.silence_limit_s)
         self.registry_error: str | None = None
         self.synced_at: float | None = None
         self.is_draining = False
@@ -62,6 +68,8 @@ class Pod:
         self._rollout: Rollout | None = None
         self._watcher: RegistryWatcher | None = None
         self._caught_up = False
+        self._cache_lock: IO[str] | None = None
+        """Held open, and so held, as long as the pod lives."""
 
     @property
     def tokenizer(self) -> PodTokenizer:
@@ -86,16 +94,27 @@ class Pod:
         return self.engine.facts.max_model_len
 
     @property
-    def is_ready(self) -> bool:
-        """Whether callers should be sent here: engine up, registry read, and what it wanted brought up or refused."""
+    def is_caught_up(self) -> bool:
+        """Whether what the registry wanted was brought up or refused, since the engine last started."""
         self._note_progress()
-        return self.engine.is_ready and self._caught_up and not self.is_draining
+        return self._caught_up
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether callers should be sent here."""
+        return self.engine.is_ready and self.is_caught_up and not self.is_draining
 
     async def start(self) -> None:
-        """Start the processes and begin to follow the registry. Returns before they are ready."""
-        self.engine.start()
+        """Start the processes and begin to follow the registry. Returns before they are ready.
+
+        Raises:
+            InvalidSetting: the folder of the disk tier cannot be used.
+            UnsupportedModel: the base model has no tokenizer that can be loaded.
+        """
         if self.config.registry is not None:
+            self._cache_lock = lock_folder(self.config.fetcher.cache_dir)
             self.fetcher.start()
+        self.engine.start()
         self.base_digest, tokenizer = await asyncio.gather(
             asyncio.to_thread(base_digest, self.config.engine.model),
             asyncio.to_thread(PodTokenizer, self.config.engine.model),
@@ -111,6 +130,8 @@ class Pod:
         if self._rollout is not None:
             self._rollout.stop()
         await asyncio.gather(self.engine.stop(), self.fetcher.stop())
+        if self._cache_lock is not None:
+            self._cache_lock.close()
 
     async def drain(self) -> None:
         """Take no more requests and wait, within the limit, for those that run."""
@@ -162,6 +183,9 @@ class Pod:
             QueueFull: too many requests wait.
         """
         digest = version.digest if version is not None else None
+        if digest is not None and digest not in self.engine.loaded:
+            # It was when the version was found; the engine died since.
+            raise PodUnavailable("the engine has started again and loads its adapters: try again in a few seconds")
         request = GenerationRequest(uuid.uuid4().hex, token_ids, sampling, digest)
         with contextlib.ExitStack() as resources:
             if digest is not None:
@@ -173,33 +197,21 @@ class Pod:
         generation.on_close = self._generations.discard
         return generation
 
-    def status(self) -> Mapping[str, str]:
-        """State of each part, for readiness answers."""
-        engine = "ready" if self.engine.is_ready else "starting" if self.engine.is_alive else "down"
-        if self.config.registry is None:
-            registry = fetcher = "not used"
-        else:
-            registry = "read" if self.synced_at is not None else self.registry_error or "not read yet"
-            fetcher = "ready" if self.fetcher.is_ready else "starting"
-        adapters = "loaded" if self._caught_up else "loading"
-        return {"engine": engine, "fetcher": fetcher, "registry": registry, "adapters": adapters}
-
     def _follow(self, client: RegistryClient, tokenizer: PodTokenizer) -> None:
         self._rollout = Rollout(
             self.catalog,
-            self.fetcher,
+            Artifacts(client, self.fetcher, self.base_digest),
             self.engine,
-            SmokeTest(self.engine, tokenizer, self.config.smoke_tokens),
-            _address_finder(client),
-            RolloutSettings(self.base_digest, self.config.refusal_recheck_s),
+            Trial(self.engine, SmokeTest(self.engine, tokenizer, self.config.smoke_tokens)),
+            self.config.refusal_recheck_s,
         )
-        post = asyncio.get_running_loop().call_soon_threadsafe
+        to_loop = partial(post, asyncio.get_running_loop())
         self._watcher = RegistryWatcher(
             client,
             self.base_digest,
             self.config.poll_interval_s,
-            on_look=lambda look: _post(post, self._apply, look),
-            on_error=lambda reason: _post(post, self._note_registry_error, reason),
+            on_look=partial(to_loop, self._apply),
+            on_error=partial(to_loop, self._note_registry_error),
         )
         self._watcher.start()
 
@@ -236,18 +248,3 @@ class Pod:
                 # What is missing may only not be there yet.
                 raise PodUnavailable(f"the pod is starting ({error}): try again in a few seconds") from error
             raise
-
-
-def _address_finder(client: RegistryClient) -> Callable[[RegisteredVersion], str]:
-    def find(version: RegisteredVersion) -> str:
-        try:
-            return client.get_artifact_address(version.name, version.version)
-        except ContractError as error:
-            raise FetchFailed(f"cannot find the artifacts of {version.name}:{version.version}: {error}") from error
-
-    return find
-
-
-def _post(post: Callable[..., object], callback: Callable[..., None], argument: object) -> None:
-    with contextlib.suppress(RuntimeError):  # The loop closed: the pod has ended.
-        post(callback, argument)

@@ -25,6 +25,23 @@ def report(pod: Pod) -> PodReport:
     )
 
 
+def parts(pod: Pod) -> dict[str, str]:
+    """State of each part, for readiness answers; anybody may read them, so they name no address."""
+    engine = "ready" if pod.engine.is_ready else "starting" if pod.engine.is_alive else "down"
+    if pod.config.registry is None:
+        registry = fetcher = "not used"
+    else:
+        seen = "not read yet" if pod.synced_at is None else "read"
+        registry = seen if pod.registry_error is None else "away"
+        fetcher = "ready" if pod.fetcher.is_ready else "starting"
+    return {
+        "engine": engine,
+        "fetcher": fetcher,
+        "registry": registry,
+        "adapters": "loaded" if pod.is_caught_up else "loading",
+    }
+
+
 def _adapter(pod: Pod, adapter: CatalogAdapter) -> AdapterReport:
     versions = (adapter.versions[number] for number in sorted(adapter.versions))
     reports = tuple(_version(pod, item, item.state) for item in versions if item.state is not None)

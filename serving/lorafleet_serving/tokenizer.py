@@ -48,11 +48,12 @@ class PodTokenizer:
         """Tokens of a rendered prompt template; with `chat` it is the user's turn of the chat template."""
         return self.encode_chat([{"role": "user", "content": text}]) if chat else self.encode(text)
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+    def encode_chat(self, messages: Sequence[ChatMessage], max_tokens: int | None = None) -> tuple[int, ...]:
         """Tokens of a conversation, up to where the assistant's answer starts.
 
         Raises:
             InvalidRequest: the base model has no chat template, or it refuses these messages.
+            PromptTooLong: they must have more than `max_tokens` tokens.
         """
         from jinja2 import TemplateError
 
@@ -60,8 +61,10 @@ class PodTokenizer:
             raise InvalidRequest("the base model has no chat template: use /v1/completions", field="messages")
         try:
             text: str = self._chat.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
+        except (TemplateError, ValueError, TypeError) as error:
             raise InvalidRequest(f"the chat template refuses the messages: {error}", field="messages") from error
+        if max_tokens is not None:
+            self.check_text(text, max_tokens)
         # The template writes its own special tokens.
         return self.encode(text, add_special_tokens=False)
 
@@ -92,12 +95,17 @@ class PodTokenizer:
         if wrong is not None:
             raise InvalidRequest(f"token id {wrong} is not between 0 and {self._num_ids - 1}", field="prompt")
 
-    def check_length(self, text: str, max_tokens: int) -> None:
-        """Turn away a text that must be too long, without the work of tokenizing it.
+    def check_text(self, text: str, max_tokens: int) -> None:
+        """Turn away a text that is none or must be too long, without the work of tokenizing it.
 
         Raises:
+            InvalidRequest: it holds half of a surrogate pair, as JSON may, and no tokenizer.
             PromptTooLong: it has more characters than that many of the longest tokens.
         """
         limit = max_tokens * self._longest_token
         if len(text) > limit:
             raise PromptTooLong(f"the prompt has {len(text)} characters, more than {max_tokens} tokens can hold")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"the prompt is not valid Unicode: {error}", field="prompt") from error

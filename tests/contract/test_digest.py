@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from lorafleet_contract.digest import (
     canonical_json,
     document_digest,
     files_digest,
+    is_digest,
 )
 
 JSON = st.recursive(
@@ -78,3 +80,34 @@ def test_base_digest_is_remembered_until_a_file_changes(tmp_path: Path) -> None:
     assert base_digest(tmp_path) not in {digest, "sha256:remembered"}
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     assert base_digest(tmp_path) == digest
+
+
+@pytest.mark.parametrize("damage", ["", '{"files": [', "[]", '{"files": []}'])
+def test_a_damaged_note_of_the_base_digest_is_written_again(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    digest = base_digest(tmp_path)
+    note = tmp_path / ".lorafleet-digest.json"
+    note.write_text(damage)
+    assert base_digest(tmp_path) == digest
+    assert json.loads(note.read_text())["digest"] == digest
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", note.name}
+
+
+def test_a_base_model_on_a_read_only_file_system_has_its_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    digest = base_digest(tmp_path)
+    (tmp_path / ".lorafleet-digest.json").unlink()
+
+    def refuse(path: Path, text: str) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert base_digest(tmp_path) == digest
+
+
+def test_a_digest_is_known_by_its_form() -> None:
+    assert is_digest(bytes_digest(b"x"))
+    for text in ("", "sha256:", "sha256:" + "g" * 64, "sha256:" + "a" * 65, "../" + "a" * 68):
+        assert not is_digest(text)

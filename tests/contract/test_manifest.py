@@ -51,6 +51,13 @@ def test_missing_unknown_and_mistyped_fields_are_refused() -> None:
         data | {"surprise": 1},
         data | {"prompt": {"template": "x"}},
         data | {"target_modules": None},
+        data | {"rank": "8"},
+        data | {"alpha": float("nan")},
+        data | {"name": None},
+        data | {"target_modules": [1]},
+        data | {"prompt": data["prompt"] | {"stop": [1]}},
+        data | {"prompt": data["prompt"] | {"examples": ["ab"]}},
+        data | {"prompt": []},
     ):
         with pytest.raises(InvalidManifest):
             AdapterManifest.from_json(wrong)

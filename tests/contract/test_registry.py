@@ -3,11 +3,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from mlflow import MlflowClient
 
+from lorafleet_contract import registry
 from lorafleet_contract.aliases import Alias, Stage
 from lorafleet_contract.exceptions import RegistryError, RegistryNotFound, RegistryUnavailable
 from lorafleet_contract.registry import RegistryClient, RegistryEndpoint
@@ -145,3 +147,53 @@ def test_credentials_are_sent_and_never_shown(proxy: str) -> None:
             RegistryClient(endpoint).search_models()
         assert "t0ken" not in repr(endpoint)
         assert "'pass'" not in repr(endpoint)
+
+
+class _Dying(BaseHTTPRequestHandler):
+    """Promises a longer answer than it gives, as a server does that is killed meanwhile."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if "registered-models" in self.path else 404)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b'{"registered_models": [')
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Print nothing."""
+
+
+def test_a_registry_that_dies_in_the_middle_of_an_answer_is_unavailable() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Dying) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        client = RegistryClient(RegistryEndpoint(f"http://127.0.0.1:{server.server_port}"))
+        with pytest.raises(RegistryUnavailable, match="LORAFLEET_MLFLOW_URL"):
+            client.search_models()
+        with pytest.raises(RegistryNotFound):
+            client.get_version("any", 1)
+        server.shutdown()
+        thread.join()
+
+
+class _Changing(RegistryClient):
+    """Changes a version of the last page as soon as the first page was read."""
+
+    def _call(self, method: str, path: str, *arguments: Any, **more: Any) -> dict[str, Any]:
+        answer = super()._call(method, path, *arguments, **more)
+        if path == "model-versions/search" and self.to_change is not None:
+            (name, version), self.to_change = self.to_change, None
+            self.set_version_tag(name, version, "touched", "yes")
+        return answer
+
+    to_change: tuple[str, int] | None = None
+
+
+def test_a_version_that_changes_while_pages_are_read_is_not_lost(
+    mlflow_server: RunningMLflow, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = model(5)
+    monkeypatch.setattr(registry, "_PAGE_SIZE", 2)
+    client = _Changing(RegistryEndpoint(mlflow_server.url))
+    client.to_change = (name, 1)
+    assert sorted(item.version for item in client.search_versions(name)) == [1, 2, 3, 4, 5]
+    assert client.to_change is None

@@ -14,6 +14,7 @@ from lorafleet_serving.engine.model_runner import ModelRunner
 from lorafleet_serving.engine.request import GenerationRequest
 from lorafleet_serving.engine.scheduler import Chunk
 from lorafleet_serving.engine.sequence import Sequence
+from lorafleet_serving.kernels.operators import Kernels
 from lorafleet_serving.models.registry import load_model
 
 CPU = torch.device("cpu")
@@ -26,11 +27,13 @@ class Forward:
     `adapters` maps digests, by which sequences name their adapter, to adapter folders.
     """
 
-    def __init__(self, folder: Path, adapters: Mapping[str, Path] | None = None) -> None:
-        model = load_model(folder, torch.float32, CPU)
+    def __init__(
+        self, folder: Path, adapters: Mapping[str, Path] | None = None, kernels: Kernels | None = None
+    ) -> None:
+        model = load_model(folder, torch.float32, CPU, kernels)
         config = EngineConfig(folder, block_size=BLOCK_SIZE, kv_cache_bytes=64 << 20)
         cache = KvCache(model.kv_shape, config, torch.float32, CPU)
-        self._runner = ModelRunner(model, cache, torch.float32, CPU)
+        self._runner = ModelRunner(model, cache, CPU)
         self._blocks = list(range(cache.num_blocks))[::-3]
         self._adapters: dict[str, AdapterWeights] = {
             digest: read_adapter(digest, path, model.sites, torch.float32, 1 << 30)

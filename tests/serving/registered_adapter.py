@@ -93,6 +93,12 @@ class RegistryHand:
         """Move an alias to a version."""
         self.client.set_alias(registered.name, alias, registered.version)
 
+    def unregister(self, registered: Registered) -> None:
+        """Delete a version from the registry."""
+        body = {"name": registered.name, "version": str(registered.version)}
+        address = f"{self._mlflow.url}/api/2.0/mlflow/model-versions/delete"
+        httpx.request("DELETE", address, json=body, timeout=30, trust_env=False).raise_for_status()
+
     def withdraw(self, registered: Registered) -> None:
         """Archive a version, and do what the controller does then."""
         self.client.set_alias(registered.name, Alias.LIVE, registered.version)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from lorafleet_pipeline.stack.ports import free_port
@@ -17,8 +21,8 @@ from lorafleet_serving.client import PodClient, PodError, PodUnreachable
 from tests.serving.pod_process import PodProcess
 
 
-def _run(model: Path, port: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lorafleet_serving", "--model", str(model), "--port", str(port)]
+def _run(model: Path, port: int, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lorafleet_serving", "--model", str(model), "--port", str(port), *flags]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LORAFLEET_")}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
@@ -74,3 +78,45 @@ def test_a_client_tells_when_nobody_answers() -> None:
         assert not client.ready()
         with pytest.raises(PodUnreachable, match="is it running"):
             client.models()
+
+
+def test_memory_that_is_not_there_ends_the_start_with_the_setting(tiny_model: Path) -> None:
+    ended = _run(tiny_model, free_port(), "--kv-cache-bytes", str(1 << 60))
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("lorafleet pod: kv_cache_bytes is ")
+    assert "starts again" not in ended.stderr
+
+
+def test_a_body_beyond_the_limit_is_refused_declared_or_not(lone_pod: PodProcess) -> None:
+    body = json.dumps({"prompt": "x" * (5 << 20)}).encode()
+    declared = lone_pod.http.post("/v1/completions", content=body)
+    streamed = lone_pod.http.post("/generate", content=(body[at : at + 65536] for at in range(0, len(body), 65536)))
+    assert (declared.status_code, streamed.status_code) == (413, 413)
+    assert "max_body_bytes" in declared.json()["error"]["message"]
+    assert streamed.json()["error_type"] == "validation"
+    assert lone_pod.client.complete("", "the cat", max_tokens=2).num_tokens == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_while_the_engine_stands_still_gives_up_its_request(
+    lone_pod: PodProcess, stream: bool
+) -> None:
+    def count(series: str) -> float:
+        text = lone_pod.http.get("/metrics").text
+        return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(series))
+
+    before = count("lorafleet_adapter_requests_total")
+    engine = lone_pod.child_pids()["engine"]
+    body = {"prompt": "the", "max_tokens": 240, "ignore_eos": True, "stream": stream}
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        with contextlib.suppress(httpx.ReadTimeout), httpx.Client(base_url=lone_pod.url, trust_env=False) as caller:
+            caller.post("/v1/completions", json=body, timeout=0.5)
+        # Nothing but the caller's leaving can have ended it.
+        lone_pod.wait_for(
+            lambda: True if count("lorafleet_adapter_requests_total") > before else None, "the request to be given up"
+        )
+    finally:
+        os.kill(engine, signal.SIGCONT)
+    lone_pod.wait_for(lambda: True if count("vllm:num_requests_running") == 0 else None, "the batch to be empty")
+    assert lone_pod.client.complete("", "the cat", max_tokens=2).num_tokens == 2

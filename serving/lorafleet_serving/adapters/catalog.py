@@ -17,7 +17,7 @@ from lorafleet_contract.manifest import AdapterManifest
 from lorafleet_contract.names import NamedAdapter
 from lorafleet_contract.states import ServeState
 from lorafleet_serving.adapters.watcher import DesiredAdapter, RegisteredVersion
-from lorafleet_serving.exceptions import AdapterNotReady, AdapterWithdrawn, Forbidden, UnknownAdapter
+from lorafleet_serving.exceptions import AdapterNotReady, AdapterWithdrawn, Forbidden, NoRoom, UnknownAdapter
 
 _BARE_NAME_ALIASES = (Alias.CHAMPION, Alias.LIVE)
 """What a bare name reaches: the first of these that is ready."""
@@ -31,6 +31,8 @@ class CatalogVersion:
     aliases: tuple[str, ...] = ()
     state: ServeState | None = None
     error: str | None = None
+    lacks_room: bool = False
+    """Whether it is not ready because no tier holds it."""
     manifest: AdapterManifest | None = None
     address: str | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -107,6 +109,7 @@ class Catalog:
             UnknownAdapter: the pod does not know the name, alias or version.
             AdapterWithdrawn: the version was withdrawn.
             AdapterNotReady: it is not loaded, or was refused.
+            NoRoom: no tier holds it.
             Forbidden: it is a shadow.
         """
         adapter = self.adapters.get(reference.name)
@@ -162,4 +165,5 @@ def _servable(version: CatalogVersion) -> CatalogVersion:
     if version.state is None:
         raise AdapterNotReady(f"{version.label} is not loaded: only versions behind an alias are")
     reason = f": {version.error}" if version.error else ""
-    raise AdapterNotReady(f"{version.label} is {version.state.value}{reason}")
+    told = f"{version.label} is {version.state.value}{reason}"
+    raise NoRoom(told) if version.lacks_room else AdapterNotReady(told)

@@ -7,24 +7,46 @@ recently used adapter goes first; what is wanted never goes.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from lorafleet_contract.digest import adapter_digest
-from lorafleet_serving.exceptions import FetchFailed
+from lorafleet_contract.digest import adapter_digest, is_digest
+from lorafleet_serving.exceptions import InvalidSetting, NoRoom
 
 _logger = logging.getLogger(__name__)
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_LOCK_FILE = "lock"
+
+
+def lock_folder(root: Path) -> IO[str]:
+    """Take a folder for one pod, until the file that is returned is closed or the process ends.
+
+    Raises:
+        InvalidSetting: it cannot be written to, or another pod has it.
+    """
+    path = root / _LOCK_FILE
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise InvalidSetting(f"cache_dir {root} cannot be used ({error}): set --cache-dir to another") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise InvalidSetting(
+            f"cache_dir {root} is in use by another pod: give each pod a folder of its own with --cache-dir"
+        ) from error
+    return file
 
 
 class DiskTier:
@@ -60,7 +82,8 @@ class DiskTier:
         if digest not in self._verified:
             if not _matches(folder, digest):
                 _logger.warning("adapter %s was damaged on disk: removed", digest)
-                self._remove(folder)
+                with self._lock:
+                    self._remove(folder)
                 return None
             self._verified.add(digest)
         os.utime(folder)
@@ -71,7 +94,7 @@ class DiskTier:
         """A folder to download into, with `num_bytes` of the budget set aside for it.
 
         Raises:
-            FetchFailed: everything in the budget is wanted.
+            NoRoom: everything in the budget is wanted.
         """
         self._reserve(num_bytes)
         folder = Path(tempfile.mkdtemp(dir=self._staging))
@@ -103,13 +126,17 @@ class DiskTier:
         path = self._document_path(name, version)
         if not path.is_file():
             return None
-        return dict(json.loads(path.read_text()))
+        try:
+            return dict(json.loads(path.read_text()))
+        except ValueError:
+            _logger.warning("%s was damaged on disk: not used", path)
+            return None
 
     def _document_path(self, name: str, version: int) -> Path:
         return self._documents / name / f"{version}.json"
 
     def _folder(self, digest: str) -> Path:
-        assert _DIGEST.fullmatch(digest), f"{digest!r} is not a digest"
+        assert is_digest(digest), f"{digest!r} is not a digest"
         return self._adapters / digest.removeprefix("sha256:")
 
     def _reserve(self, num_bytes: int) -> None:
@@ -124,7 +151,7 @@ class DiskTier:
                     self._remove(path)
                     excess -= sizes[path]
             if excess > 0:
-                raise FetchFailed(
+                raise NoRoom(
                     f"the disk tier of {self._budget} bytes lacks {excess} bytes and everything in it is wanted: "
                     "raise --disk-bytes or withdraw adapters"
                 )

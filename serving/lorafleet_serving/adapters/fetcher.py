@@ -14,20 +14,19 @@ from lorafleet_contract.manifest import ADAPTER_FOLDER, GATE_REPORT_FILE, MANIFE
 from lorafleet_serving.adapters.disk import DiskTier
 from lorafleet_serving.adapters.messages import (
     DiskChanged,
-    FetchDelayed,
     Fetched,
     FetcherEvent,
     FetcherReady,
     FetchOrder,
-    FetchRefused,
     FetchResult,
     FetchUnchanged,
     KeepAdapters,
+    NotFetched,
 )
 from lorafleet_serving.adapters.source import S3Source, StoredObject, stamp
 from lorafleet_serving.adapters.verification import read_document, verify_documents, verify_files
 from lorafleet_serving.config import FetcherConfig
-from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed
+from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge, FetchFailed, NoRoom
 
 _logger = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ class Fetcher:
             result = self._fetch(order)
         except Exception as error:
             _logger.exception("fetching %s:%d failed", order.name, order.version)
-            result = FetchDelayed(order.order_id, f"the fetcher failed: {error!r}")
+            result = NotFetched(order.order_id, FetchFailed(f"the fetcher failed: {error!r}"))
         self._post(result)
 
     def _fetch(self, order: FetchOrder) -> FetchResult:
@@ -74,23 +73,30 @@ class Fetcher:
                 return FetchUnchanged(order.order_id)
             return self._from_source(order, objects)
         except AdapterRefusal as error:
-            return FetchRefused(order.order_id, str(error), mark)
-        except FetchFailed as error:
-            return FetchDelayed(order.order_id, str(error))
+            error.stamp = mark
+            return NotFetched(order.order_id, error)
+        except (FetchFailed, NoRoom) as error:
+            return NotFetched(order.order_id, error)
+        except OSError as error:
+            place = self._config.cache_dir
+            reason = f"the disk tier in {place} cannot be used ({error}): free disk space, or set --cache-dir"
+            return NotFetched(order.order_id, FetchFailed(reason))
 
     def _from_source(self, order: FetchOrder, objects: Objects) -> Fetched:
         manifest = self._read(objects, MANIFEST_FILE)
         report = self._read(objects, GATE_REPORT_FILE)
         # Before the weights: what the gate failed is not worth a download.
         self._verify(order, manifest, report)
-        folder = self._adapter_folder(order.digest, objects)
-        self._disk.save_documents(order.name, order.version, {"manifest": manifest, "report": report})
+        with self._flights[order.digest]:
+            folder = self._adapter_folder(order.digest, objects)
+            self._disk.save_documents(order.name, order.version, {"manifest": manifest, "report": report})
         return Fetched(order.order_id, str(folder), manifest, stamp(objects))
 
     def _from_disk(self, order: FetchOrder, reason: FetchFailed) -> Fetched:
         """Serve from what an earlier look left on disk while S3 is away; it is verified as strictly."""
-        documents = self._disk.load_documents(order.name, order.version)
-        folder = self._disk.find(order.digest)
+        with self._flights[order.digest]:
+            documents = self._disk.load_documents(order.name, order.version)
+            folder = self._disk.find(order.digest)
         if documents is None or folder is None:
             raise reason
         self._verify(order, documents["manifest"], documents["report"])
@@ -98,19 +104,18 @@ class Fetcher:
         return Fetched(order.order_id, str(folder), documents["manifest"], stamp="")
 
     def _adapter_folder(self, digest: str, objects: Objects) -> Path:
-        with self._flights[digest]:
-            folder = self._disk.find(digest)
-            if folder is not None:
-                return folder
-            limits = {CONFIG_FILE: _DOCUMENT_LIMIT, WEIGHTS_FILE: self._config.max_adapter_bytes}
-            parts = {name: _require(objects, f"{ADAPTER_FOLDER}/{name}", limits[name]) for name in ADAPTER_FILES}
-            with self._disk.staging(sum(part.size for part in parts.values())) as staged:
-                for name, part in parts.items():
-                    self._source.download(part, staged / name)
-                verify_files(staged, digest)
-                folder = self._disk.admit(staged, digest)
-            self._post(DiskChanged(self._disk.digests()))
+        folder = self._disk.find(digest)
+        if folder is not None:
             return folder
+        limits = {CONFIG_FILE: _DOCUMENT_LIMIT, WEIGHTS_FILE: self._config.max_adapter_bytes}
+        parts = {name: _require(objects, f"{ADAPTER_FOLDER}/{name}", limits[name]) for name in ADAPTER_FILES}
+        with self._disk.staging(sum(part.size for part in parts.values())) as staged:
+            for name, part in parts.items():
+                self._source.download(part, staged / name)
+            verify_files(staged, digest)
+            folder = self._disk.admit(staged, digest)
+        self._post(DiskChanged(self._disk.digests()))
+        return folder
 
     def _verify(self, order: FetchOrder, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         key, max_rank = self._config.gate_key, self._config.max_rank
@@ -131,5 +136,8 @@ def _require(objects: Objects, path: str, limit: int) -> StoredObject:
     if stored is None:
         raise AdapterRefusal(f"{path} is missing among the version's artifacts: register the version again")
     if stored.size > limit:
-        raise AdapterRefusal(f"{path} has {stored.size} bytes, the limit is {limit}")
+        told = f"{path} has {stored.size} bytes, the limit is {limit}"
+        if path.endswith(WEIGHTS_FILE):
+            raise AdapterTooLarge(f"{told}: raise --max-adapter-bytes")
+        raise AdapterRefusal(told)
     return stored

@@ -9,30 +9,21 @@ from dataclasses import dataclass, replace
 from lorafleet_serving.adapters.fetcher_process import fetcher_main
 from lorafleet_serving.adapters.messages import (
     DiskChanged,
-    FetchDelayed,
     Fetched,
     FetcherEvent,
     FetcherReady,
     FetchOrder,
-    FetchRefused,
     FetchUnchanged,
     KeepAdapters,
+    NotFetched,
     StopFetcher,
 )
 from lorafleet_serving.child import ChildProcess
 from lorafleet_serving.config import FetcherConfig
-from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed
+from lorafleet_serving.exceptions import FetchFailed
 
 _MAX_CRASHES = 3
 """An order that was under way in this many crashes is given back: it may be what crashes the fetcher."""
-
-
-class FetchRefusal(AdapterRefusal):
-    """Raised when a version's artifacts must not be served; `stamp` tells them from later ones."""
-
-    def __init__(self, reason: str, stamp: str) -> None:
-        super().__init__(reason)
-        self.stamp = stamp
 
 
 @dataclass
@@ -45,8 +36,15 @@ class _Pending:
 class FetcherHandle:
     """Speaks with the fetcher process and keeps it alive. Runs on the front's event loop."""
 
-    def __init__(self, config: FetcherConfig) -> None:
-        self._child = ChildProcess("fetcher", fetcher_main, config, on_event=self._receive, on_exit=self._died)
+    def __init__(self, config: FetcherConfig, *, silence_limit_s: float) -> None:
+        self._child = ChildProcess(
+            "fetcher",
+            fetcher_main,
+            config,
+            silence_limit_s=silence_limit_s,
+            on_event=self._receive,
+            on_exit=self._died,
+        )
         self._pending: dict[int, _Pending] = {}
         self._order_ids = itertools.count(1)
         self._kept: frozenset[str] = frozenset()
@@ -66,8 +64,9 @@ class FetcherHandle:
         """Have a version brought to disk and verified; None when the refused artifacts are unchanged.
 
         Raises:
-            FetchRefusal: it must not be served as it is.
+            AdapterRefusal: it must not be served as it is.
             FetchFailed: it could not be fetched now.
+            NoRoom: the disk tier has no room for it now.
         """
         numbered = replace(order, order_id=next(self._order_ids))
         future: asyncio.Future[Fetched | None] = asyncio.get_running_loop().create_future()
@@ -100,10 +99,8 @@ class FetcherHandle:
                 self._resolve(order_id, event)
             case FetchUnchanged(order_id):
                 self._resolve(order_id, None)
-            case FetchRefused(order_id, reason, stamp):
-                self._resolve(order_id, FetchRefusal(reason, stamp))
-            case FetchDelayed(order_id, reason):
-                self._resolve(order_id, FetchFailed(reason))
+            case NotFetched(order_id, error):
+                self._resolve(order_id, error)
 
     def _resolve(self, order_id: int, result: Fetched | Exception | None) -> None:
         pending = self._pending.pop(order_id, None)

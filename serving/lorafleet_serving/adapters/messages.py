@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, NoRoom
+
 
 @dataclass(frozen=True)
 class FetchOrder:
@@ -57,15 +59,6 @@ class Fetched:
 
 
 @dataclass(frozen=True)
-class FetchRefused:
-    """A version must not be served as it is."""
-
-    order_id: int
-    reason: str
-    stamp: str
-
-
-@dataclass(frozen=True)
 class FetchUnchanged:
     """The artifacts are still those that were refused."""
 
@@ -73,11 +66,11 @@ class FetchUnchanged:
 
 
 @dataclass(frozen=True)
-class FetchDelayed:
-    """A version could not be fetched for a reason that may pass."""
+class NotFetched:
+    """A version must not be served as it is, or could not be fetched for a reason that may pass."""
 
     order_id: int
-    reason: str
+    error: AdapterRefusal | FetchFailed | NoRoom
 
 
 @dataclass(frozen=True)
@@ -87,5 +80,5 @@ class DiskChanged:
     digests: frozenset[str]
 
 
-FetchResult = Fetched | FetchRefused | FetchUnchanged | FetchDelayed
+FetchResult = Fetched | FetchUnchanged | NotFetched
 FetcherEvent = FetcherReady | DiskChanged | FetchResult

@@ -10,34 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
-from typing import NamedTuple
 
 from lorafleet_contract.manifest import AdapterManifest
 from lorafleet_contract.states import ServeState
+from lorafleet_serving.adapters.artifacts import Artifacts
 from lorafleet_serving.adapters.catalog import Catalog, CatalogAdapter, CatalogVersion
-from lorafleet_serving.adapters.handle import FetcherHandle, FetchRefusal
-from lorafleet_serving.adapters.messages import Fetched, FetchOrder
-from lorafleet_serving.adapters.smoke import SmokeTest
-from lorafleet_serving.adapters.watcher import DesiredAdapter, RegisteredVersion, RegistryLook, is_digest
+from lorafleet_serving.adapters.trial import Trial
+from lorafleet_serving.adapters.watcher import DesiredAdapter, RegisteredVersion, RegistryLook
 from lorafleet_serving.engine.handle import EngineHandle
-from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, GenerationFailed, PodUnavailable
+from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge, FetchFailed, NoRoom
 
 _logger = logging.getLogger(__name__)
 
 _FIRST_RETRY_S = 0.5
 _LONGEST_RETRY_S = 30.0
-_MAX_ENGINE_DEATHS = 3
-"""A digest under which the engine died so often while it was loaded and tested is refused."""
-
-FindAddress = Callable[[RegisteredVersion], str]
-
-
-class RolloutSettings(NamedTuple):
-    """What the rollout is told at start."""
-
-    base_digest: str
-    refusal_recheck_s: float
 
 
 class Rollout:
@@ -46,24 +32,17 @@ class Rollout:
     def __init__(
         self,
         catalog: Catalog,
-        fetcher: FetcherHandle,
+        artifacts: Artifacts,
         engine: EngineHandle,
-        smoke: SmokeTest,
-        find_address: FindAddress,
-        settings: RolloutSettings,
+        trial: Trial,
+        refusal_recheck_s: float,
     ) -> None:
         self._catalog = catalog
-        self._fetcher = fetcher
+        self._artifacts = artifacts
         self._engine = engine
-        self._smoke = smoke
-        self._find_address = find_address
-        self._settings = settings
+        self._trial = trial
+        self._refusal_recheck_s = refusal_recheck_s
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
-        self._engine_deaths: dict[str, int] = {}
-        self._proven: set[str] = set()
-        """Digests that passed the smoke test in this process: an engine restart need not repeat it."""
-        # One at a time, so that a crash of the engine is put down to the right adapter.
-        self._trial = asyncio.Lock()
         catalog.on_idle = self._drop_if_unused
 
     @property
@@ -85,9 +64,9 @@ class Rollout:
             # Somebody says that something changed; it may be the files of a version that was refused.
             for version in adapters[look.name].versions.values():
                 version.changed.set()
-        self._fetcher.keep(frozenset(version.digest for version in self._catalog.versions()))
-        for digest in list(self._engine.loaded):
-            # A load that was given up half-way still ends in the engine.
+        self._artifacts.keep(frozenset(version.digest for version in self._catalog.versions()))
+        # A load that was given up half-way still ends in the engine.
+        for digest in self._engine.loaded - self._held_digests():
             self._drop_if_unused(digest)
 
     def engine_down(self) -> None:
@@ -143,12 +122,21 @@ class Rollout:
         if task := self._tasks.pop(key, None):
             task.cancel()
         version.state = version.error = None
+        version.lacks_room = False
         self._drop_if_unused(digest or version.digest)
 
     def _drop_if_unused(self, digest: str) -> None:
-        wanted = any(version.digest == digest for version in self._catalog.versions())
-        if not wanted and not self._catalog.in_flight(digest) and digest in self._engine.loaded:
-            self._engine.unload(digest)
+        if digest not in self._engine.loaded or self._catalog.in_flight(digest) or digest in self._held_digests():
+            return
+        self._engine.unload(digest)
+        for version in self._catalog.versions():
+            if version.lacks_room:
+                version.changed.set()
+
+    def _held_digests(self) -> frozenset[str]:
+        """Digests that stay in the engine; a refused version does not keep its own there."""
+        wanted = (version.digest for version in self._catalog.versions() if version.state is not ServeState.REFUSED)
+        return frozenset(wanted) | {self._trial.digest or ""}
 
     def _move_name(self, adapter: CatalogAdapter) -> None:
         before = adapter.serving
@@ -168,19 +156,20 @@ class Rollout:
         while True:
             fingerprint = version.registered.fingerprint
             version.changed.clear()
-            pause_s = self._settings.refusal_recheck_s
+            pause_s = self._refusal_recheck_s
             try:
                 if await self._attempt(version, refused_stamp):
                     self._become_ready(version)
                     return
             except AdapterRefusal as error:
-                refused_stamp = error.stamp if isinstance(error, FetchRefusal) else None
-                self._note(version, ServeState.REFUSED, str(error))
-            except FetchFailed as error:
+                refused_stamp = error.stamp
+                self._note(version, ServeState.REFUSED, str(error), lacks_room=isinstance(error, AdapterTooLarge))
+                self._drop_if_unused(version.digest)
+            except (FetchFailed, NoRoom) as error:
                 pause_s = _retry_pause_s(num_failures)
                 num_failures += 1
                 if version.state is not ServeState.REFUSED:
-                    self._note(version, ServeState.FAILED, str(error))
+                    self._note(version, ServeState.FAILED, str(error), lacks_room=isinstance(error, NoRoom))
             except Exception as error:
                 _logger.exception("bringing up %s failed", version.label)
                 pause_s = _retry_pause_s(num_failures)
@@ -192,66 +181,21 @@ class Rollout:
 
     async def _attempt(self, version: CatalogVersion, refused_stamp: str | None) -> bool:
         """Fetch, load and test; False when there is nothing new about a refused version."""
-        fetched = await self._fetch(version, refused_stamp)
+        fetched = await self._artifacts.fetch(version, refused_stamp)
         if fetched is None:
             return False
         manifest = AdapterManifest.from_json(fetched.manifest)
-        async with self._trial:
-            try:
-                await self._prove(version.digest, fetched.folder, manifest)
-            except AdapterRefusal as error:
-                raise FetchRefusal(str(error), fetched.stamp) from error
+        try:
+            await self._trial.run(version.digest, fetched.folder, manifest)
+        except AdapterRefusal as error:
+            error.stamp = fetched.stamp
+            raise
         version.manifest = manifest
         return True
-
-    async def _prove(self, digest: str, folder: str, manifest: AdapterManifest) -> None:
-        """Load an adapter and generate with it, again after each death of the engine that it survives."""
-        while True:
-            await self._engine.wait_ready()
-            try:
-                await self._engine.load(digest, folder)
-                await self._try_out(digest, manifest)
-                return
-            except PodUnavailable:
-                self._count_engine_death(digest)
-
-    async def _fetch(self, version: CatalogVersion, refused_stamp: str | None) -> Fetched | None:
-        registered = version.registered
-        if not is_digest(registered.digest):
-            raise AdapterRefusal(f"tag lora.digest is {registered.digest!r}, which is no digest: register it again")
-        if version.address is None:
-            version.address = await asyncio.to_thread(self._find_address, registered)
-        order = FetchOrder(
-            order_id=0,
-            name=registered.name,
-            version=registered.version,
-            digest=registered.digest,
-            base_digest=self._settings.base_digest,
-            address=version.address,
-            refused_stamp=refused_stamp,
-        )
-        return await self._fetcher.fetch(order)
-
-    async def _try_out(self, digest: str, manifest: AdapterManifest) -> None:
-        token_ids = self._smoke.encode(manifest.prompt)
-        if digest in self._proven:
-            return
-        try:
-            await self._smoke.run(digest, token_ids)
-        except GenerationFailed as error:
-            raise AdapterRefusal(f"the smoke generation failed: {error}") from error
-        self._proven.add(digest)
-
-    def _count_engine_death(self, digest: str) -> None:
-        deaths = self._engine_deaths.get(digest, 0) + 1
-        self._engine_deaths[digest] = deaths
-        if deaths >= _MAX_ENGINE_DEATHS:
-            raise AdapterRefusal(f"the engine died {deaths} times while this adapter was loaded and tested")
 
     def _become_ready(self, version: CatalogVersion) -> None:
         registered = version.registered
         self._tasks.pop((registered.name, registered.version), None)
-        self._engine_deaths.pop(version.digest, None)
         self._note(version, ServeState.READY, None)
         adapter = self._catalog.adapters[registered.name]
         before = adapter.serving
@@ -266,11 +210,11 @@ class Rollout:
         if version is not None and not version.aliases:
             self._release(version)
 
-    def _note(self, version: CatalogVersion, state: ServeState, error: str | None) -> None:
+    def _note(self, version: CatalogVersion, state: ServeState, error: str | None, *, lacks_room: bool = False) -> None:
         if (version.state, version.error) != (state, error):
             level = logging.INFO if error is None else logging.WARNING
             _logger.log(level, "%s: %s%s", version.label, state, "" if error is None else f": {error}")
-        version.state, version.error = state, error
+        version.state, version.error, version.lacks_room = state, error, lacks_room
 
 
 def _retry_pause_s(num_failures: int) -> float:

@@ -79,13 +79,16 @@ class S3Source:
 
     def download(self, stored: StoredObject, target: Path) -> None:
         """Write an object to a file."""
+        address = f"s3://{stored.bucket}/{stored.key}"
         try:
             answer = self._client.get_object(Bucket=stored.bucket, Key=stored.key)
             with closing(answer["Body"]) as body, target.open("wb") as file:
                 for chunk in body.iter_chunks(_CHUNK_BYTES):
+                    if file.tell() + len(chunk) > stored.size:
+                        raise FetchFailed(f"{address} has grown while it was read: it is looked at again")
                     file.write(chunk)
         except (ClientError, BotoCoreError) as error:
-            raise _failure(f"s3://{stored.bucket}/{stored.key}", error) from error
+            raise _failure(address, error) from error
         except OSError as error:
             raise FetchFailed(f"cannot write {target}: {error}; free disk space or move the cache folder") from error
 

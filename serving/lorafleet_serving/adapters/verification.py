@@ -28,7 +28,7 @@ def read_document(text: bytes, path: str) -> dict[str, Any]:
     """
     try:
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterRefusal(f"{path} is not JSON ({error}): register the version again") from error
     if not isinstance(document, dict):
         raise AdapterRefusal(f"{path} is not a JSON object: register the version again")
@@ -48,10 +48,12 @@ def verify_documents(
         described = AdapterManifest.from_json(manifest)
     except (SignatureInvalid, InvalidManifest) as error:
         raise AdapterRefusal(str(error)) from error
+    _require_equal("name in the manifest", described.name, "registered model", order.name)
     _require_gate(report)
     _require_equal("digest in the gate report", report.get("digest"), "tag lora.digest", order.digest)
     _require_equal("digest in the manifest", described.digest, "tag lora.digest", order.digest)
-    _require_equal("manifest_digest in the gate report", report.get("manifest_digest"), "manifest", _digest(described))
+    given = report.get("manifest_digest")
+    _require_equal("manifest_digest in the gate report", given, "manifest", described.manifest_digest)
     _require_equal("base_digest in the manifest", described.base_digest, "base of this pod", order.base_digest)
     if not 1 <= described.rank <= max_rank:
         raise AdapterRefusal(f"rank is {described.rank}, the pod serves 1 to {max_rank}: raise --max-rank")
@@ -84,7 +86,3 @@ def _require_gate(report: Mapping[str, Any]) -> None:
 def _require_equal(name: str, value: object, other_name: str, other: str) -> None:
     if value != other:
         raise AdapterRefusal(f"{name} is {value}, but that of the {other_name} is {other}: register the version again")
-
-
-def _digest(manifest: AdapterManifest) -> str:
-    return manifest.manifest_digest

@@ -10,7 +10,6 @@ import hashlib
 import logging
 import queue
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -29,7 +28,6 @@ _logger = logging.getLogger(__name__)
 _JITTER = 0.2
 """Share of the interval by which looks of many pods drift apart."""
 _SERVE_TAG_PREFIX = "serve."
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -123,8 +121,10 @@ class RegistryWatcher:
         """
         # Models first: a version registered between the two calls is then seen, and its alias next time.
         models = self._client.search_models()
-        versions = self._client.search_versions()
-        desired = (self._desired(model, versions) for model in models)
+        versions: dict[str, list[ModelVersion]] = {}
+        for item in self._client.search_versions():
+            versions.setdefault(item.name, []).append(item)
+        desired = (self._desired(model, versions.get(model.name, ())) for model in models)
         self._seen = {adapter.name: adapter for adapter in desired if adapter is not None}
         return RegistryLook(dict(self._seen))
 
@@ -193,7 +193,7 @@ class RegistryWatcher:
         ours = {
             item.version: _registered(item, withdrawn=item.stage is Stage.ARCHIVED and item.version != champion)
             for item in versions
-            if item.name == model.name and item.tags.get(Tag.LORA_BASE_DIGEST) == self._base_digest
+            if item.tags.get(Tag.LORA_BASE_DIGEST) == self._base_digest
         }
         if not ours:
             return None
@@ -203,11 +203,6 @@ class RegistryWatcher:
             _logger.warning("registered model ignored: %s", error)
             return None
         return DesiredAdapter(model.name, dict(model.aliases), ours)
-
-
-def is_digest(text: str) -> bool:
-    """Whether a registry tag can be the digest of an adapter."""
-    return _DIGEST.fullmatch(text) is not None
 
 
 def _registered(item: ModelVersion, *, withdrawn: bool) -> RegisteredVersion:

@@ -18,7 +18,8 @@ from torch import Tensor
 from lorafleet_contract.digest import CONFIG_FILE, WEIGHTS_FILE
 from lorafleet_serving.adapters.lora_config import LoraConfig
 from lorafleet_serving.adapters.tensor_header import TensorHeader, read_header
-from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge
+from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge, NoRoom
+from lorafleet_serving.kernels.lora_table import Ints, address_table
 from lorafleet_serving.kernels.segments import LoraSlice, LoraWeights
 from lorafleet_serving.layers.lora_site import LoraSite
 
@@ -37,6 +38,11 @@ class AdapterWeights:
         """Memory of the tensors."""
         return sum(weights.num_bytes for weights in self.sites if weights is not None)
 
+    @cached_property
+    def addresses(self) -> Ints:
+        """Where the tensors lie, by site."""
+        return address_table(self.sites)
+
     def to(self, device: torch.device) -> AdapterWeights:
         """The same adapter on a device; shares its tensors where they already are there."""
         return AdapterWeights(
@@ -45,7 +51,12 @@ class AdapterWeights:
 
 
 def read_adapter(
-    digest: str, folder: Path, sites: Sequence[LoraSite], dtype: torch.dtype, max_bytes: int
+    digest: str,
+    folder: Path,
+    sites: Sequence[LoraSite],
+    dtype: torch.dtype,
+    max_bytes: int,
+    free_bytes: int | None = None,
 ) -> AdapterWeights:
     """Read an adapter folder.
 
@@ -54,31 +65,46 @@ def read_adapter(
         folder: holds `adapter_config.json` and `adapter_model.safetensors`.
         sites: sites of the base model.
         dtype: number format of the base model.
-        max_bytes: most memory that the tensors may take.
+        max_bytes: most memory that the tensors of one adapter may take.
+        free_bytes: what is left of it beside other adapters; all of it unless set.
 
     Raises:
         AdapterRefusal: the adapter is damaged, hostile, made for another model, too large, or asks
             for something that is not served.
+        NoRoom: it would fit if others left.
     """
-    if not (folder / WEIGHTS_FILE).is_file():
-        other = "; its .bin weights are a pickle, which is never read: save it as safetensors"
-        raise AdapterRefusal(f"adapter {folder} has no {WEIGHTS_FILE}" + (other if any(folder.glob("*.bin")) else ""))
+    _require_weights(folder)
     config = LoraConfig.read(folder / CONFIG_FILE)
     config.check_targets([site.module_name(i) for site in sites for i in range(len(site.modules))])
     headers = read_header(folder / WEIGHTS_FILE)
     ranks = _check_tensors(config, headers, sites)
     num_bytes = sum(header.num_elements for header in headers.values()) * dtype.itemsize
-    if num_bytes > max_bytes:
-        raise AdapterTooLarge(
-            f"adapter {digest} takes {num_bytes} bytes and {max_bytes} are left for adapters: unload others, "
-            "or raise the engine's adapter_host_bytes and adapter_device_bytes"
-        )
+    _check_room(digest, num_bytes, max_bytes, free_bytes)
     try:
         with safe_open(folder / WEIGHTS_FILE, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise AdapterRefusal(f"adapter weights {folder / WEIGHTS_FILE} cannot be read: {error}") from error
     return AdapterWeights(digest, tuple(_site_weights(site, config, ranks, tensors, dtype) for site in sites))
+
+
+def _require_weights(folder: Path) -> None:
+    if not (folder / WEIGHTS_FILE).is_file():
+        other = "; its .bin weights are a pickle, which is never read: save it as safetensors"
+        raise AdapterRefusal(f"adapter {folder} has no {WEIGHTS_FILE}" + (other if any(folder.glob("*.bin")) else ""))
+
+
+def _check_room(digest: str, num_bytes: int, max_bytes: int, free_bytes: int | None) -> None:
+    if num_bytes > max_bytes:
+        raise AdapterTooLarge(
+            f"adapter {digest} takes {num_bytes} bytes, one adapter may take {max_bytes}: "
+            "raise the engine's adapter_host_bytes and adapter_device_bytes"
+        )
+    if free_bytes is not None and num_bytes > free_bytes:
+        raise NoRoom(
+            f"adapter {digest} takes {num_bytes} bytes and {free_bytes} are left beside the others: "
+            "take aliases from adapters that are not needed, or raise the engine's adapter_host_bytes"
+        )
 
 
 def _key(module: str, part: str) -> str:
@@ -135,7 +161,9 @@ def _site_weights(
             a, b = tensors[_key(module, "A")], tensors[_key(module, "B")]
             stacked.append(_convert(_key(module, "A"), a, 1.0, dtype))
             scaled = _convert(_key(module, "B"), b, config.scaling(module), dtype)
-            slices.append(LoraSlice(out_start, out_start + out_features, rank_start, rank_start + rank, scaled))
+            # B lies rank by rank, as the operators read it.
+            ranked = scaled.t().contiguous().t()
+            slices.append(LoraSlice(out_start, out_start + out_features, rank_start, rank_start + rank, ranked))
             rank_start += rank
         out_start += out_features
     return LoraWeights(torch.cat(stacked), tuple(slices)) if stacked else None
@@ -150,5 +178,5 @@ def _convert(name: str, tensor: Tensor, factor: float, dtype: torch.dtype) -> Te
 
 
 def _move(weights: LoraWeights, device: torch.device) -> LoraWeights:
-    slices = tuple(part._replace(b=part.b.to(device)) for part in weights.slices)
+    slices = tuple(part._replace(b=part.b.t().to(device).t()) for part in weights.slices)
     return LoraWeights(weights.a.to(device), slices)

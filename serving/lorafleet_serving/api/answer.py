@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 
@@ -22,8 +23,12 @@ from lorafleet_serving.exceptions import InvalidRequest, PromptTooLong
 from lorafleet_serving.generation import Generation, Piece
 from lorafleet_serving.pod import Pod
 
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 500
 _INLINE_CHARACTERS = 4000
 """Shorter texts are tokenized on the event loop: a thread would cost more than the work."""
+
+Result = TypeVar("Result")
 
 ADAPTER_HEADER = "x-lorafleet-adapter"
 DIGEST_HEADER = "x-lorafleet-digest"
@@ -49,6 +54,15 @@ class Question:
     variables: Mapping[str, Any] | None = None
     truncate: int | None = None
     """Keep only that many of the last prompt tokens."""
+
+    def __post_init__(self) -> None:
+        # Every token is looked through for every stop string, on the loop that serves all callers.
+        stop = self.stop or ()
+        if len(stop) > MAX_STOP_STRINGS or not all(1 <= len(item) <= MAX_STOP_CHARACTERS for item in stop):
+            raise InvalidRequest(
+                f"stop must be at most {MAX_STOP_STRINGS} strings, each of 1 to {MAX_STOP_CHARACTERS} characters",
+                field="stop",
+            )
 
 
 class Answer:
@@ -95,6 +109,7 @@ class Answer:
         pieces = [piece async for piece in self.pieces()]
         reason = pieces[-1].finish_reason
         assert reason is not None, "a generation ended without a reason"
+        self.close()  # At once: after a stop string the engine would generate on while other answers are waited for.
         return WholeAnswer("".join(piece.text for piece in pieces), reason, self.num_tokens, tuple(pieces))
 
     def close(self) -> None:
@@ -134,36 +149,35 @@ class Asker:
         Raises:
             ServingError: any of those that `api.errors` answers.
         """
-        token_ids = await self._encode(question)
-        # No await from here on: between finding a version and holding it, it must not be unloaded.
-        version = self.pod.resolve(question.model, is_admin=question.is_admin)
-        block: PromptBlock | None = None
-        if question.variables is not None:
-            block = _prompt_block(version)
-            text = block.render(question.variables)
-            self.pod.tokenizer.check_length(text, self.pod.max_model_len)
-            token_ids = self.pod.tokenizer.encode_rendered(text, chat=block.chat)
-        if question.truncate is not None:
-            token_ids = token_ids[-question.truncate :]
-        sampling = replace(question.sampling, max_new_tokens=self._fit(question, len(token_ids), block))
-        stop = question.stop if question.stop is not None else block.stop if block is not None else ()
-        generation = self.pod.begin(token_ids, sampling, stop, version)
+        with ExitStack() as held:
+            version = self.pod.resolve(question.model, is_admin=question.is_admin)
+            if version is not None:
+                # From finding a version on, it must not be unloaded.
+                held.enter_context(self.pod.catalog.lease(version.digest))
+            block = _prompt_block(version) if question.variables is not None else None
+            token_ids = await self._encode(question, block)
+            if question.truncate is not None:
+                token_ids = token_ids[-question.truncate :]
+            sampling = replace(question.sampling, max_new_tokens=self._fit(question, len(token_ids), block))
+            stop = question.stop if question.stop is not None else block.stop if block is not None else ()
+            generation = self.pod.begin(token_ids, sampling, stop, version)
         return Answer(generation, version, len(token_ids), self.pod, self._metrics)
 
-    async def _encode(self, question: Question) -> tuple[int, ...]:
-        """Tokens of the prompt; none yet where the adapter's template makes it."""
-        tokenizer = self.pod.tokenizer
+    async def _encode(self, question: Question, block: PromptBlock | None) -> tuple[int, ...]:
+        """Tokens of the prompt."""
+        tokenizer, limit = self.pod.tokenizer, self.pod.max_model_len
         if question.token_ids is not None:
             tokenizer.check_ids(question.token_ids)
             return question.token_ids
         if question.messages is not None:
-            return await asyncio.to_thread(tokenizer.encode_chat, question.messages)
-        if question.text is None:
-            return ()
-        tokenizer.check_length(question.text, self.pod.max_model_len)
-        if len(question.text) <= _INLINE_CHARACTERS:
-            return tokenizer.encode(question.text)
-        return await asyncio.to_thread(tokenizer.encode, question.text)
+            return await asyncio.to_thread(tokenizer.encode_chat, question.messages, limit)
+        if block is None:
+            text = question.text or ""
+            tokenizer.check_text(text, limit)
+            return await off_loop(text, tokenizer.encode)
+        text = block.render(question.variables or {})
+        tokenizer.check_text(text, limit)
+        return await off_loop(text, tokenizer.encode_rendered, chat=block.chat)
 
     def _fit(self, question: Question, num_prompt: int, block: PromptBlock | None) -> int:
         """Number of tokens to generate at most."""
@@ -185,6 +199,13 @@ class Asker:
                 field=field,
             )
         return wanted
+
+
+async def off_loop(text: str, encode: Callable[..., Result], **options: bool) -> Result:
+    """Tokenize a text, in a thread where it would hold up other callers."""
+    if len(text) <= _INLINE_CHARACTERS:
+        return encode(text, **options)
+    return await asyncio.to_thread(encode, text, **options)
 
 
 def _prompt_block(version: CatalogVersion | None) -> PromptBlock:

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 
 from lorafleet_serving.api.admin import AdminRoutes
 from lorafleet_serving.api.answer import Asker
+from lorafleet_serving.api.body_limit import BodyLimit
 from lorafleet_serving.api.errors import install_handlers
 from lorafleet_serving.api.health import HealthRoutes
 from lorafleet_serving.api.lorax import LoraxRoutes
@@ -21,6 +22,7 @@ def create_app(pod: Pod) -> FastAPI:
     metrics = PodMetrics(pod)
     asker = Asker(pod, metrics)
     install_handlers(app)
+    app.add_middleware(BodyLimit, max_bytes=pod.config.max_body_bytes)
     app.include_router(OpenAIRoutes(asker).router)
     app.include_router(LoraxRoutes(asker).router)
     app.include_router(AdminRoutes(asker).router)

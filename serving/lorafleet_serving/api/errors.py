@@ -16,9 +16,11 @@ from lorafleet_contract.exceptions import InvalidTemplate
 from lorafleet_serving.exceptions import (
     AdapterNotReady,
     AdapterWithdrawn,
+    BodyTooLong,
     Forbidden,
     GenerationFailed,
     InvalidRequest,
+    NoRoom,
     PodUnavailable,
     PromptTooLong,
     QueueFull,
@@ -49,12 +51,14 @@ _ANSWERS: dict[type[Exception], _Answer] = {
     UnknownAdapter: _Answer(404, "not_found_error", "not_found"),
     AdapterNotReady: _Answer(409, "conflict_error", "not_ready", retry_after_s=1),
     AdapterWithdrawn: _Answer(410, "gone_error", "withdrawn"),
+    BodyTooLong: _Answer(413, "invalid_request_error", "validation"),
     PromptTooLong: _Answer(413, "invalid_request_error", "validation"),
     InvalidRequest: _Answer(422, "invalid_request_error", "validation"),
     InvalidTemplate: _Answer(422, "invalid_request_error", "validation"),
     QueueFull: _Answer(429, "rate_limit_error", "overloaded", retry_after_s=1),
     GenerationFailed: _Answer(500, "server_error", "generation"),
     PodUnavailable: _Answer(503, "unavailable_error", "unavailable", retry_after_s=2),
+    NoRoom: _Answer(507, "insufficient_storage_error", "no_room", retry_after_s=30),
 }
 _OWN_FAULT = _Answer(500, "server_error", "generation")
 
@@ -75,33 +79,44 @@ def envelope(error: Exception, *, lorax: bool) -> dict[str, Any]:
     return _envelope(message, answer, _parameter(error), lorax=lorax)
 
 
+def error_response(path: str, error: Exception) -> JSONResponse:
+    """The answer to an error that this module knows, on a path of either dialect."""
+    return _response(path, str(error), _ANSWERS[type(error)], _parameter(error))
+
+
 def _answer_known(request: Request, error: Exception) -> JSONResponse:
-    answer = _ANSWERS[type(error)]
-    return _response(request, str(error), answer, _parameter(error))
+    return error_response(request.url.path, error)
 
 
 def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first: Mapping[str, Any] = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
-    message = f"{place or 'body'}: {first['msg']}"
-    return _response(request, message, _ANSWERS[InvalidRequest], place or None)
+    if first["type"] == "json_invalid":
+        message = f"the body is not JSON, from character {first['loc'][-1]} on: {first['ctx']['error']}"
+        return _response(request.url.path, message, _ANSWERS[InvalidRequest], None)
+    place = [str(part) for part in first["loc"] if part != "body"]
+    message = f"{'.'.join(place) or 'body'}: {first['msg']}"
+    return _response(request.url.path, message, _ANSWERS[InvalidRequest], place[0] if place else None)
 
 
 def _answer_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # The framework's word for a body that breaks its JSON parser: too deep, too long.
+        return _response(request.url.path, "the body cannot be read as JSON", _ANSWERS[InvalidRequest], None)
     answer = _Answer(error.status_code, "invalid_request_error", "not_found")
-    return _response(request, str(error.detail), answer, None)
+    return _response(request.url.path, str(error.detail), answer, None, error.headers)
 
 
 def _answer_own_fault(request: Request, error: Exception) -> JSONResponse:
     _logger.error("request %s %s failed", request.method, request.url.path, exc_info=error)
-    return _response(request, "internal error: see the pod's log", _OWN_FAULT, None)
+    return _response(request.url.path, "internal error: see the pod's log", _OWN_FAULT, None)
 
 
-def _response(request: Request, message: str, answer: _Answer, parameter: str | None) -> JSONResponse:
-    body = _envelope(message, answer, parameter, lorax=request.url.path in LORAX_PATHS)
-    headers = {}
+def _response(
+    path: str, message: str, answer: _Answer, parameter: str | None, extra: Mapping[str, str] | None = None
+) -> JSONResponse:
+    body = _envelope(message, answer, parameter, lorax=path in LORAX_PATHS)
+    headers = dict(extra or {})
     if answer.retry_after_s is not None:
         headers["Retry-After"] = str(answer.retry_after_s)
     if answer.status == 401:

@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from lorafleet_contract import CONTRACT_VERSION
 from lorafleet_serving.api.metrics import PodMetrics
 from lorafleet_serving.pod import Pod
+from lorafleet_serving.report import parts
 from lorafleet_serving.version import VERSION
 
 
@@ -37,7 +38,7 @@ class HealthRoutes:
         """200 when callers should be sent here."""
         ready = self._pod.is_ready
         word = "ready" if ready else "draining" if self._pod.is_draining else "not ready"
-        return JSONResponse({"status": word, **self._pod.status()}, 200 if ready else 503)
+        return JSONResponse({"status": word, **parts(self._pod)}, 200 if ready else 503)
 
     async def live(self) -> dict[str, bool]:
         """200 while the front answers."""

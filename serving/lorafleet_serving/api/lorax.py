@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from lorafleet_serving.api.answer import Answer, Asker, Question
+from lorafleet_serving.api.answer import Answer, Asker, Question, off_loop
 from lorafleet_serving.api.lorax_schemas import GenerateParameters, GenerateRequest, TokenizeRequest
 from lorafleet_serving.api.sse import CLIENT_GONE, EventStream, event, unless_disconnected
 from lorafleet_serving.engine.request import FinishReason, SamplingParams
@@ -75,8 +75,8 @@ class LoraxRoutes:
     async def tokenize(self, body: TokenizeRequest) -> Response:
         """Tokens of a text with their places."""
         tokenizer = self._pod.tokenizer
-        tokenizer.check_length(body.inputs, self._pod.max_model_len)
-        tokens = tokenizer.split(body.inputs, add_special_tokens=body.add_special_tokens)
+        tokenizer.check_text(body.inputs, self._pod.max_model_len)
+        tokens = await off_loop(body.inputs, tokenizer.split, add_special_tokens=body.add_special_tokens)
         return JSONResponse([token._asdict() for token in tokens])
 
     async def _generate(self, body: GenerateRequest, request: Request, *, as_list: bool) -> Response:

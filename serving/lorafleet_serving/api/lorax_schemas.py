@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from lorafleet_serving.api.schemas import RequestBody
+from lorafleet_serving.api.schemas import RequestBody, Strings
 
 
 class GenerateParameters(RequestBody):
@@ -26,7 +26,7 @@ class GenerateParameters(RequestBody):
     max_new_tokens: int | None = None
     ignore_eos_token: bool | None = False
     return_full_text: bool | None = None
-    stop: list[str] | None = None
+    stop: Strings | None = None
     truncate: int | None = Field(None, ge=1, description="Keep only that many of the prompt's last tokens")
     details: bool | None = False
     return_k_alternatives: int | None = None

@@ -97,14 +97,14 @@ class _PodGauges(Collector):
         yield self._gauge("vllm:num_requests_waiting", "Requests that wait for the batch", waiting)
         yield self._gauge("vllm:kv_cache_usage_perc", "Used share of the KV cache, 0 to 1", used)
         yield self._gauge("vllm:gpu_cache_usage_perc", "The same under its older name", used)
-        yield self._adapters_on_device(stats.device_adapters if stats is not None else ())
+        yield self._adapters_on_device(frozenset(stats.device_adapters if stats is not None else ()))
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, text, labels=_COMMON)
         family.add_metric((self._pod.config.base_id, _ENGINE), value)
         return family
 
-    def _adapters_on_device(self, digests: tuple[str, ...]) -> Metric:
+    def _adapters_on_device(self, digests: frozenset[str]) -> Metric:
         # Names of what is resident, not only of what runs: routers prefer a pod that needs no loading.
         catalog = self._pod.catalog
         resident = {item.registered.name for item in catalog.versions() if item.digest in digests}

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from lorafleet_serving.api.answer import Answer, Asker, Question, WholeAnswer
+from lorafleet_serving.api.openai_chunks import ChatChunks, Chunks, Json, TextChunks, finish_reason, head, usage
 from lorafleet_serving.api.schemas import (
     MAX_PROMPTS,
-    MAX_STOP_STRINGS,
     ChatRequest,
     CompletionRequest,
     Prompt,
     SamplingFields,
 )
-from lorafleet_serving.api.sse import CLIENT_GONE, DONE, EventStream, event, unless_disconnected
-from lorafleet_serving.engine.request import FinishReason, SamplingParams
+from lorafleet_serving.api.sse import CLIENT_GONE, EventStream, unless_disconnected
+from lorafleet_serving.engine.request import SamplingParams
 from lorafleet_serving.exceptions import InvalidRequest
 
 _DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of the legacy route."""
 
-Json = dict[str, Any]
 ChoiceWriter = Callable[[int, WholeAnswer], Json]
 
 
@@ -57,7 +53,7 @@ class OpenAIRoutes:
                 max_tokens=body.max_tokens,
                 max_tokens_field="max_tokens",
                 default_max_tokens=_DEFAULT_COMPLETION_TOKENS,
-                stop=_stop(body),
+                stop=body.stop_strings,
                 text=prompt if isinstance(prompt, str) else None,
                 token_ids=prompt if isinstance(prompt, tuple) else None,
                 variables=body.variables,
@@ -65,7 +61,7 @@ class OpenAIRoutes:
             for prompt in prompts
         ]
         if body.stream:
-            return await self._stream(questions[0], body, _TextChunks)
+            return await self._stream(questions[0], body, TextChunks)
         return await self._answer(request, questions, "cmpl", "text_completion", _text_choice)
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
@@ -81,12 +77,12 @@ class OpenAIRoutes:
             sampling=_sampling(body),
             max_tokens=getattr(body, field),
             max_tokens_field=field,
-            stop=_stop(body),
+            stop=body.stop_strings,
             messages=messages,
             variables=body.variables,
         )
         if body.stream:
-            return await self._stream(question, body, _ChatChunks)
+            return await self._stream(question, body, ChatChunks)
         return await self._answer(request, [question], "chatcmpl", "chat.completion", _chat_choice)
 
     async def models(self) -> Json:
@@ -117,78 +113,25 @@ class OpenAIRoutes:
                 answer.close()
         if whole is None:
             return Response(status_code=CLIENT_GONE)
-        body = _head(prefix, kind, answers[0].model)
+        body = head(prefix, kind, answers[0].model)
         body["choices"] = [write(index, item) for index, item in enumerate(whole)]
-        body["usage"] = _usage(sum(item.num_prompt for item in answers), sum(item.num_tokens for item in whole))
+        body["usage"] = usage(sum(item.num_prompt for item in answers), sum(item.num_tokens for item in whole))
         return JSONResponse(body, headers=answers[0].headers)
 
-    async def _stream(self, question: Question, body: SamplingFields, chunks: type[_Chunks]) -> Response:
+    async def _stream(self, question: Question, body: SamplingFields, chunks: type[Chunks]) -> Response:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         answer = await self._asker.ask(question)
         events = chunks(answer, with_usage=with_usage).events()
         return EventStream(events, answer.headers, answer.close, lorax=False)
 
 
-class _Chunks:
-    """Writes one streamed answer. Subclasses say what a choice looks like."""
-
-    prefix = ""
-    kind = ""
-
-    def __init__(self, answer: Answer, *, with_usage: bool) -> None:
-        self._answer = answer
-        self._with_usage = with_usage
-        self._head = _head(self.prefix, self.kind, answer.model)
-
-    async def events(self) -> AsyncIterator[str]:
-        """All events of the stream."""
-        first = self.opening()
-        if first is not None:
-            yield self._chunk(first)
-        async for piece in self._answer.pieces():
-            if piece.text or piece.finish_reason is not None:
-                reason = None if piece.finish_reason is None else _finish_reason(piece.finish_reason)
-                yield self._chunk(self.choice(piece.text, reason))
-        if self._with_usage:
-            usage = _usage(self._answer.num_prompt, self._answer.num_tokens)
-            yield event({**self._head, "choices": [], "usage": usage})
-        yield DONE
-
-    def opening(self) -> Json | None:
-        """A choice sent before any text."""
-        return None
-
-    def choice(self, text: str, reason: str | None) -> Json:
-        """A choice that carries text, the end, or both."""
-        raise NotImplementedError
-
-    def _chunk(self, choice: Json) -> str:
-        chunk = {**self._head, "choices": [{"index": 0, **choice, "logprobs": None}]}
-        # With usage asked for, every chunk before the last one carries the field too.
-        return event({**chunk, "usage": None} if self._with_usage else chunk)
-
-
-class _TextChunks(_Chunks):
-    prefix = "cmpl"
-    kind = "text_completion"
-
-    def choice(self, text: str, reason: str | None) -> Json:
-        return {"text": text, "finish_reason": reason}
-
-
-class _ChatChunks(_Chunks):
-    prefix = "chatcmpl"
-    kind = "chat.completion.chunk"
-
-    def opening(self) -> Json | None:
-        return {"delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-
-    def choice(self, text: str, reason: str | None) -> Json:
-        return {"delta": {"content": text} if text else {}, "finish_reason": reason}
-
-
 async def _gather(answers: Sequence[Answer]) -> list[WholeAnswer]:
-    return list(await asyncio.gather(*(answer.whole() for answer in answers)))
+    running = [asyncio.ensure_future(answer.whole()) for answer in answers]
+    try:
+        return list(await asyncio.gather(*running))
+    finally:
+        for task in running:  # After an error the others would wait for tokens that never come.
+            task.cancel()
 
 
 def _require_one(field: str, value: object, variables: object) -> None:
@@ -222,37 +165,14 @@ def _sampling(body: SamplingFields) -> SamplingParams:
     )
 
 
-def _stop(body: SamplingFields) -> tuple[str, ...] | None:
-    stop = body.stop_strings
-    if stop is not None and (len(stop) > MAX_STOP_STRINGS or not all(stop)):
-        raise InvalidRequest(f"stop must be at most {MAX_STOP_STRINGS} strings, none of them empty", field="stop")
-    return stop
-
-
-def _head(prefix: str, kind: str, model: str) -> Json:
-    return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
-
-
-def _usage(num_prompt: int, num_generated: int) -> Json:
-    return {
-        "prompt_tokens": num_prompt,
-        "completion_tokens": num_generated,
-        "total_tokens": num_prompt + num_generated,
-    }
-
-
-def _finish_reason(reason: FinishReason) -> str:
-    return "length" if reason is FinishReason.LENGTH else "stop"
-
-
 def _text_choice(index: int, answer: WholeAnswer) -> Json:
-    reason = _finish_reason(answer.finish_reason)
+    reason = finish_reason(answer.finish_reason)
     return {"index": index, "text": answer.text, "logprobs": None, "finish_reason": reason}
 
 
 def _chat_choice(index: int, answer: WholeAnswer) -> Json:
     message = {"role": "assistant", "content": answer.text}
-    reason = _finish_reason(answer.finish_reason)
+    reason = finish_reason(answer.finish_reason)
     return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
 
 

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictInt, model_validator
 
-MAX_STOP_STRINGS = 16
 MAX_PROMPTS = 64
+_MAX_FIELDS = 100
 
-Prompt = str | list[StrictInt] | list[str] | list[list[StrictInt]]
+
+class _FirstErrorOnly(FailFast):
+    """Without it, a long list of wrong items is an error for each, and the pod stands still while they are written."""
+
+    def __hash__(self) -> int:  # Members of a union are hashed with what they are marked with.
+        return hash(type(self))
+
+
+Tokens = Annotated[list[StrictInt], _FirstErrorOnly()]
+Strings = Annotated[list[str], _FirstErrorOnly()]
+Prompt = str | Tokens | Strings | Annotated[list[Tokens], _FirstErrorOnly()]
 
 
 class RequestBody(BaseModel):
     """Base of all request bodies."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > _MAX_FIELDS:
+            raise ValueError(f"{len(data)} fields are more than any request has, at most {_MAX_FIELDS} are read")
+        return data
 
 
 class StreamOptions(RequestBody):
@@ -37,7 +54,7 @@ class SamplingFields(RequestBody):
     repetition_penalty: float | None = None
     seed: int | None = None
     ignore_eos: bool = False
-    stop: str | list[str] | None = None
+    stop: str | Strings | None = None
     user: str | None = Field(None, description="Accepted and not used")
     # Fields that clients send at their neutral value; any other value is refused rather than ignored.
     n: Literal[1] | None = None
@@ -75,7 +92,7 @@ class ChatMessage(RequestBody):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], _FirstErrorOnly()]
     name: str | None = None
 
     @property
@@ -87,7 +104,7 @@ class ChatMessage(RequestBody):
 class ChatRequest(SamplingFields):
     """Body of `/v1/chat/completions`: `messages` or `variables`."""
 
-    messages: list[ChatMessage] | None = None
+    messages: Annotated[list[ChatMessage], _FirstErrorOnly(), Field(min_length=1)] | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     logprobs: Literal[False] | None = None

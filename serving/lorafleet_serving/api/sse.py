@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -58,10 +57,9 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result
         await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         return await task if task.done() else None
     finally:
-        for started in (task, leaving):
-            started.cancel()
-            with suppress(asyncio.CancelledError):
-                await started
+        task.cancel()
+        leaving.cancel()
+        await asyncio.gather(task, leaving, return_exceptions=True)
 
 
 async def _guarded(events: AsyncIterator[str], lorax: bool) -> AsyncIterator[str]:

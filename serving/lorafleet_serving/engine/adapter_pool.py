@@ -45,12 +45,13 @@ class AdapterPool:
         """Read an adapter into host memory; returns its size in bytes. Loading it again costs nothing.
 
         Raises:
-            AdapterRefusal: its contents are wrong or not served, or there is no room for it (`AdapterTooLarge`).
+            AdapterRefusal: its contents are wrong or not served, or it is larger than a tier (`AdapterTooLarge`).
+            NoRoom: other adapters fill the host tier.
         """
         if digest not in self._host:
             free = self._host_bytes - sum(weights.num_bytes for weights in self._host.values())
-            max_bytes = min(free, self._slots.budget_bytes)
-            self._host[digest] = read_adapter(digest, folder, self._sites, self._dtype, max_bytes)
+            largest = min(self._host_bytes, self._slots.budget_bytes)
+            self._host[digest] = read_adapter(digest, folder, self._sites, self._dtype, largest, free)
         self._leaving.discard(digest)
         return self._host[digest].num_bytes
 

@@ -44,17 +44,23 @@ class EngineConfig:
     num_threads: int | None = None
     """CPU threads of the computation; None leaves PyTorch's own choice."""
     prefix_caching: bool = True
+    step_limit_s: float = 300.0
+    """An engine process whose step, or load of an adapter, takes longer counts as hung and is replaced."""
     max_overtakes: int = 64
     """How many later requests may be admitted before one that waits for room for its adapter."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", Path(self.model))
+        if self.dtype not in list(DType):
+            raise InvalidSetting(f"dtype is {self.dtype!r}, it must be one of {', '.join(DType)}")
         object.__setattr__(self, "dtype", DType(self.dtype))
         for name in ("max_num_seqs", "max_batched_tokens", "block_size", "adapter_device_bytes", "adapter_host_bytes"):
             self._check_positive(name, getattr(self, name))
         for name in ("kv_cache_bytes", "max_model_len", "num_threads"):
             if getattr(self, name) is not None:
                 self._check_positive(name, getattr(self, name))
+        if not 2.0 <= self.step_limit_s <= 86400.0:
+            raise InvalidSetting(f"step_limit_s is {self.step_limit_s}, it must be between 2 and 86400")
         if self.max_overtakes < 0:
             raise InvalidSetting(f"max_overtakes is {self.max_overtakes}, it must be at least 0")
         if self.max_batched_tokens < self.max_num_seqs:

@@ -66,7 +66,7 @@ class Engine:
             max_batched_tokens=config.max_batched_tokens,
             max_overtakes=config.max_overtakes,
         )
-        self._runner = ModelRunner(model, kv_cache, dtype, device)
+        self._runner = ModelRunner(model, kv_cache, device)
         self._sequences: dict[str, Sequence] = {}
         self._ended: list[TokenOutput] = []
         """Ends that happened outside a step; the next step reports them."""
@@ -113,7 +113,8 @@ class Engine:
         """Read an adapter into host memory, so that requests may name it; returns its size in bytes.
 
         Raises:
-            AdapterRefusal: its contents are wrong or not served, or there is no room for it.
+            AdapterRefusal: its contents are wrong or not served, or it is larger than a tier.
+            NoRoom: other adapters fill the host tier.
         """
         return self._adapters.load(digest, folder)
 

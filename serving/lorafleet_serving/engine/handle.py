@@ -28,7 +28,7 @@ from lorafleet_serving.engine.messages import (
 )
 from lorafleet_serving.engine.process import engine_main
 from lorafleet_serving.engine.request import FinishReason, GenerationRequest, TokenOutput
-from lorafleet_serving.exceptions import AdapterRefusal, GenerationFailed, PodUnavailable, QueueFull
+from lorafleet_serving.exceptions import GenerationFailed, PodUnavailable, QueueFull
 
 _logger = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class EngineHandle:
         config: EngineConfig,
         *,
         max_waiting: int,
+        silence_limit_s: float,
         on_ready: Callable[[], None],
         on_down: Callable[[], None],
         on_failure: Callable[[str], None],
@@ -53,7 +54,14 @@ class EngineHandle:
         self._on_ready = on_ready
         self._on_down = on_down
         self._on_failure = on_failure
-        self._child = ChildProcess("engine", engine_main, config, on_event=self._receive, on_exit=self._died)
+        self._child = ChildProcess(
+            "engine",
+            engine_main,
+            config,
+            silence_limit_s=silence_limit_s,
+            on_event=self._receive,
+            on_exit=self._died,
+        )
         self._streams: dict[str, TokenStream] = {}
         self._loads: dict[str, asyncio.Future[None]] = {}
         self._ready = asyncio.Event()
@@ -117,6 +125,7 @@ class EngineHandle:
 
         Raises:
             AdapterRefusal: the engine does not serve such an adapter.
+            NoRoom: other adapters fill the host tier.
             PodUnavailable: the engine is down, or died meanwhile.
         """
         if not self.is_ready:
@@ -146,8 +155,8 @@ class EngineHandle:
             case AdapterLoaded(digest):
                 self.loaded.add(digest)
                 self._loads.pop(digest).set_result(None)
-            case AdapterRefused(digest, reason):
-                self._loads.pop(digest).set_exception(AdapterRefusal(reason))
+            case AdapterRefused(digest, error):
+                self._loads.pop(digest).set_exception(error)
             case AdapterUnloaded():
                 pass  # `unload` has forgotten it already, so that nothing is sent to it meanwhile.
             case EngineReady():
@@ -155,6 +164,7 @@ class EngineHandle:
                 self._ready.set()
                 self._on_ready()
             case EngineFailed(reason):
+                self._child.retire()  # Another one would fail as well.
                 self._on_failure(reason)
 
     def _died(self) -> None:

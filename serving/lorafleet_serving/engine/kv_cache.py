@@ -6,7 +6,7 @@ import torch
 
 from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.exceptions import InvalidSetting
-from lorafleet_serving.kernels.attention_plan import LayerCache
+from lorafleet_serving.kernels.geometry import LayerCache
 from lorafleet_serving.models.kv_shape import KvShape
 
 _CPU_BYTES = 1 << 30
@@ -27,11 +27,14 @@ class KvCache:
                 f"{shape.num_bytes_per_token(dtype) * config.block_size}: raise it"
             )
         num_slots = (self.num_blocks + 1) * config.block_size
-        # Zeros, not empty: padding is read, and what is not finite would spread through a weight of zero.
-        self.layers = tuple(
-            LayerCache(*torch.zeros(2, shape.num_kv_heads, num_slots, shape.head_dim, dtype=dtype, device=device))
-            for _ in range(shape.num_layers)
-        )
+        size = (2, shape.num_kv_heads, num_slots, shape.head_dim)
+        try:
+            # Zeros, not empty: padding is read, and what is not finite would spread through a weight of zero.
+            self.layers = tuple(
+                LayerCache(*torch.zeros(size, dtype=dtype, device=device)) for _ in range(shape.num_layers)
+            )
+        except RuntimeError as error:  # Torch has no narrower class for memory that a CPU lacks.
+            raise InvalidSetting(f"kv_cache_bytes is {num_bytes}, which {device} does not give: lower it") from error
 
     @property
     def padding_block(self) -> int:

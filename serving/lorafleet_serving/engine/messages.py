@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorafleet_serving.engine.request import GenerationRequest, TokenOutput
+from lorafleet_serving.exceptions import AdapterRefusal, NoRoom
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ class AdapterLoaded:
 
 @dataclass(frozen=True)
 class AdapterRefused:
-    """An adapter cannot be served: its contents are wrong or unsupported."""
+    """An adapter was not loaded: it must not be, or there is no room for it now."""
 
     digest: str
-    reason: str
+    error: AdapterRefusal | NoRoom
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,17 @@ from lorafleet_serving.models.registry import LanguageModel
 class ModelRunner:
     """Owns the base model and its KV cache."""
 
-    def __init__(self, model: LanguageModel, kv_cache: KvCache, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, model: LanguageModel, kv_cache: KvCache, device: torch.device) -> None:
         self._model = model
         self._kv_cache = kv_cache
-        self._builder = BatchBuilder(kv_cache.block_size, kv_cache.padding_block, dtype, device)
+        self._builder = BatchBuilder(kv_cache.block_size, kv_cache.padding_block, model.kernels, device)
 
     @torch.inference_mode()
     def run(self, chunks: Rows[Chunk], adapter_of: Callable[[str], AdapterSites]) -> Tensor | None:
         """Compute chunks that are ordered by adapter.
 
         Returns:
-            fp32 logits [num_sampled, vocab_size] of the chunks that sample, in their order; None if none does.
+            Logits [num_sampled, vocab_size] of the chunks that sample, in their order; None if none does.
         """
         batch = self._builder.build(chunks, adapter_of)
         logits = self._model.forward(batch, self._kv_cache.layers)

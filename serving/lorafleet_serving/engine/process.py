@@ -1,11 +1,13 @@
 """The engine process: takes commands from the pipe, steps the engine while there is work, posts tokens.
 
 The main thread computes; another thread reads the pipe, so that the loop never waits for it, and ends
-the process at once when the front is gone.
+the process at once when the front is gone. A step that hangs ends the process with every thread's
+stack in the log: the front starts another.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import queue
@@ -31,7 +33,7 @@ from lorafleet_serving.engine.messages import (
     UnloadAdapter,
 )
 from lorafleet_serving.engine.request import FinishReason, TokenOutput
-from lorafleet_serving.exceptions import AdapterRefusal, ServingError
+from lorafleet_serving.exceptions import AdapterRefusal, NoRoom, ServingError
 
 if TYPE_CHECKING:
     from lorafleet_serving.engine.engine import Engine
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _STATS_INTERVAL_S = 0.25
+_ALARM_INTERVAL_S = 1.0
+"""The alarm for a step that hangs is set anew so often at most: it costs a thread each time."""
 
 Inbox = queue.SimpleQueue[EngineCommand]
 
@@ -51,6 +55,7 @@ class EngineLoop:
         self._pipe = pipe
         self._inbox = inbox
         self._next_stats = 0.0
+        self._next_alarm = 0.0
         self._stopped = False
 
     def run(self) -> None:
@@ -58,6 +63,7 @@ class EngineLoop:
         self._post_ready()
         while not self._stopped:
             self._take_commands()
+            self._set_alarm()
             if self._engine.has_unfinished():
                 outputs = self._engine.step()
                 if outputs:
@@ -68,7 +74,11 @@ class EngineLoop:
         """Handle what has arrived; wait for something when there is nothing to compute."""
         if not self._engine.has_unfinished():
             self._post_stats(at_once=True)
-            self._handle(self._inbox.get())
+            faulthandler.cancel_dump_traceback_later()
+            command = self._inbox.get()
+            self._next_alarm = 0.0
+            self._set_alarm()
+            self._handle(command)
         while not self._stopped and not self._inbox.empty():
             self._handle(self._inbox.get())
 
@@ -93,10 +103,16 @@ class EngineLoop:
     def _load(self, digest: str, folder: Path) -> None:
         try:
             num_bytes = self._engine.load_adapter(digest, folder)
-        except AdapterRefusal as error:
-            self._pipe.send(AdapterRefused(digest, str(error)))
+        except (AdapterRefusal, NoRoom) as error:
+            self._pipe.send(AdapterRefused(digest, error))
         else:
             self._pipe.send(AdapterLoaded(digest, num_bytes))
+
+    def _set_alarm(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_alarm:
+            self._next_alarm = now + _ALARM_INTERVAL_S
+            faulthandler.dump_traceback_later(self._engine.config.step_limit_s, exit=True)
 
     def _post_ready(self) -> None:
         stats = self._engine.stats()

@@ -32,11 +32,12 @@ def sample(logits: Tensor, sequences: Rows[Sequence]) -> list[Sample]:
     """Choose one token per row.
 
     Args:
-        logits: fp32 [num_seqs, vocab_size]
+        logits: [num_seqs, vocab_size]
         sequences: the sequence of each row.
     """
-    finite = torch.isfinite(logits.abs().amax(dim=-1)).tolist()
-    greedy = logits.argmax(dim=-1).tolist()
+    highest, token_ids = logits.max(dim=-1)
+    # The two ends tell for the whole row: NaN is taken for both.
+    finite, greedy = torch.isfinite(highest - logits.amin(dim=-1)).tolist(), token_ids.tolist()
     return [
         _sample_row(logits[row], sequence, greedy[row]) if finite[row] else Sample(None)
         for row, sequence in enumerate(sequences)
@@ -50,7 +51,7 @@ def _sample_row(logits: Tensor, sequence: Sequence, greedy: int) -> Sample:
         token_id = _choose(logits, sequence)
     if params.num_logprobs is None:
         return Sample(token_id)
-    logprobs = torch.log_softmax(logits, dim=-1)
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
     top = torch.topk(logprobs, min(params.num_logprobs, logprobs.shape[0]))
     alternatives = tuple(TokenLogprob(*pair) for pair in zip(top.indices.tolist(), top.values.tolist(), strict=True))
     return Sample(token_id, float(logprobs[token_id]), alternatives)
@@ -58,6 +59,7 @@ def _sample_row(logits: Tensor, sequence: Sequence, greedy: int) -> Sample:
 
 def _choose(logits: Tensor, sequence: Sequence) -> int:
     params = sequence.request.sampling
+    logits = logits.float()
     if params.repetition_penalty != 1.0:
         logits = _penalize(logits, sequence.token_ids, params.repetition_penalty)
     if params.temperature == 0.0:

@@ -1,14 +1,16 @@
-"""Where the keys and values of a step lie, prepared once per step and read by every layer.
-
-A slot is the place of one token in the KV cache. The last block of the cache is never written: its
-slots stand for padding, so that what is gathered is always finite.
-"""
+"""The attention of a step for the plain torch operators, prepared once and read by every layer."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from lorafleet_serving.kernels.geometry import Ints, Span, StepGeometry
 
 
 class DecodeGroup(NamedTuple):
@@ -43,10 +45,59 @@ class AttentionPlan(NamedTuple):
     prefills: tuple[PrefillSpan, ...]
 
 
-class LayerCache(NamedTuple):
-    """KV cache of one layer."""
+def plan_attention(geometry: StepGeometry, dtype: torch.dtype, device: torch.device) -> AttentionPlan:
+    """Prepare a step: decodes in groups of similar length, each prefill alone."""
+    by_length: dict[int, list[Span]] = defaultdict(list)
+    for span in geometry.spans:
+        if span.num_new == 1:
+            # Lengths within a factor of two share a group, so at most half of it is padding.
+            by_length[((span.context_len - 1) // geometry.block_size).bit_length()].append(span)
+    return AttentionPlan(
+        torch.from_numpy(geometry.new_slots()).to(device),
+        tuple(_plan_decodes(spans, geometry, dtype, device) for spans in by_length.values()),
+        plan_prefills(geometry, device),
+    )
 
-    keys: Tensor
-    """[num_kv_heads, num_slots, head_dim]"""
-    values: Tensor
-    """[num_kv_heads, num_slots, head_dim]"""
+
+def plan_prefills(geometry: StepGeometry, device: torch.device) -> tuple[PrefillSpan, ...]:
+    """Prepare the sequences with several new tokens."""
+    return tuple(_plan_prefill(span, geometry, device) for span in geometry.spans if span.num_new > 1)
+
+
+def block_tables(spans: Sequence[Span], geometry: StepGeometry) -> Ints:
+    """[num_seqs, num_blocks] blocks of each context, padded with the block that is never written."""
+    num_blocks = -(-max(span.context_len for span in spans) // geometry.block_size)
+    tables = np.full((len(spans), num_blocks), geometry.padding_block, dtype=np.int64)
+    for row, span in zip(tables, spans, strict=True):
+        held = span.block_table[:num_blocks]
+        row[: len(held)] = held
+    return tables
+
+
+def _plan_decodes(
+    spans: Sequence[Span], geometry: StepGeometry, dtype: torch.dtype, device: torch.device
+) -> DecodeGroup:
+    size = geometry.block_size
+    tables = block_tables(spans, geometry)
+    offsets = np.arange(tables.shape[1] * size)
+    slots = tables[:, offsets // size] * size + offsets % size
+    beyond = offsets[None, :] >= np.asarray([span.context_len for span in spans])[:, None]  # [num_seqs, num_slots]
+    # What lies behind the context in its last block may be left over from another sequence.
+    slots[beyond] = geometry.padding_block * size
+    bias = torch.zeros(beyond.shape, dtype=dtype)
+    bias.masked_fill_(torch.from_numpy(beyond), float("-inf"))
+    rows = np.asarray([span.start for span in spans], dtype=np.int64)
+    return DecodeGroup(
+        torch.from_numpy(rows).to(device),
+        torch.from_numpy(slots.reshape(-1)).to(device),
+        bias.unsqueeze(1).to(device),
+    )
+
+
+def _plan_prefill(span: Span, geometry: StepGeometry, device: torch.device) -> PrefillSpan:
+    num_computed = span.context_len - span.num_new
+    mask = None
+    if num_computed > 0:
+        mask = torch.ones(span.num_new, span.context_len, dtype=torch.bool).tril(num_computed).to(device)
+    slots = torch.from_numpy(geometry.slots(span, 0)).to(device)
+    return PrefillSpan(span.start, span.end, slots, mask)

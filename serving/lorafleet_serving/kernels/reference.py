@@ -1,4 +1,4 @@
-"""Every operator in plain torch: the CPU path, and the oracle of every faster form.
+"""Every operator in plain torch: what runs where nothing faster does, and the oracle of every faster form.
 
 No operator knows of requests or adapters' names: rows, slots and segments come prepared.
 """
@@ -11,72 +11,96 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorafleet_serving.kernels.attention_plan import AttentionPlan, DecodeGroup, LayerCache, PrefillSpan
-from lorafleet_serving.kernels.segments import LoraSegment
+from lorafleet_serving.kernels.attention_plan import AttentionPlan, DecodeGroup, PrefillSpan, plan_attention
+from lorafleet_serving.kernels.geometry import LayerCache, StepGeometry
+from lorafleet_serving.kernels.operators import Rotation
+from lorafleet_serving.kernels.segments import LoraRun, LoraSegment, segments_at
 
 
-def kv_store(cache: LayerCache, key: Tensor, value: Tensor, slot_mapping: Tensor) -> None:
-    """Write keys and values of a step into the cache.
+class ReferenceKernels:
+    """The operators in plain torch."""
 
-    Args:
-        cache: cache of the layer, written in place.
-        key: [num_tokens, num_kv_heads, head_dim]
-        value: [num_tokens, num_kv_heads, head_dim]
-        slot_mapping: [num_tokens]
-    """
-    cache.keys.index_copy_(1, slot_mapping, key.transpose(0, 1))
-    cache.values.index_copy_(1, slot_mapping, value.transpose(0, 1))
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype = dtype
+        self._device = device
+
+    def plan_attention(self, geometry: StepGeometry) -> AttentionPlan:
+        """Groups of decodes, and prefills."""
+        return plan_attention(geometry, self._dtype, self._device)
+
+    def plan_lora(self, runs: Sequence[LoraRun]) -> Sequence[LoraRun]:
+        """Nothing to prepare."""
+        return runs
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """As it is."""
+        return weight
+
+    def linear(self, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+        """One matrix product."""
+        return F.linear(x, packed, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Statistics and product in fp32, one rounding."""
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
+
+    def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """The sum stays in x."""
+        return self.rms_norm(x.add_(delta), weight, eps)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """Gate first."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def rotate_and_store(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, plan: AttentionPlan) -> None:
+        """The two halves of what rotates turn against each other."""
+        num_kv_heads = cache.keys.shape[0]
+        turning = qkv[:, :-num_kv_heads, : rotation.cos.shape[-1]]
+        first, second = turning.chunk(2, dim=-1)
+        cos, sin = rotation.cos.unsqueeze(1), rotation.sin.unsqueeze(1)
+        turning.copy_(turning * cos + torch.cat((second, first), dim=-1) * sin)
+        cache.keys.index_copy_(1, plan.slot_mapping, qkv[:, -2 * num_kv_heads : -num_kv_heads].transpose(0, 1))
+        cache.values.index_copy_(1, plan.slot_mapping, qkv[:, -num_kv_heads:].transpose(0, 1))
+
+    def paged_attention(self, qkv: Tensor, cache: LayerCache, plan: AttentionPlan, scale: float) -> Tensor:
+        """Decodes by group, prefills one by one."""
+        query = qkv[:, : -2 * cache.keys.shape[0]]
+        output = torch.empty_like(query, memory_format=torch.contiguous_format)
+        for group in plan.decodes:
+            output.index_copy_(0, group.rows, _decode(query.index_select(0, group.rows), cache, group, scale))
+        for span in plan.prefills:
+            output[span.start : span.end] = prefill_attention(query[span.start : span.end], cache, span, scale)
+        return output.view(output.shape[0], -1)
+
+    def add_lora(self, x: Tensor, y: Tensor, plan: Sequence[LoraRun], site: int) -> None:
+        """Run by run, module by module."""
+        for segment in segments_at(plan, site):
+            add_segment(x, y, segment)
 
 
-def paged_attention(query: Tensor, cache: LayerCache, plan: AttentionPlan, scale: float) -> Tensor:
-    """Causal attention of every row of a step over its own sequence's context.
-
-    Args:
-        query: [num_tokens, num_heads, head_dim]
-        cache: cache of the layer; the step's own keys and values are in it.
-        plan: where the contexts lie.
-        scale: factor of the scores.
-
-    Returns:
-        [num_tokens, num_heads, head_dim]
-    """
-    output = torch.empty_like(query)
-    for group in plan.decodes:
-        output.index_copy_(0, group.rows, _decode(query.index_select(0, group.rows), cache, group, scale))
-    for span in plan.prefills:
-        output[span.start : span.end] = _prefill(query[span.start : span.end], cache, span, scale)
-    return output
+def add_segment(x: Tensor, y: Tensor, segment: LoraSegment) -> None:
+    """Add one adapter's part: y[rows, slice] += (x[rows] A.T)[ranks] B.T per merged module."""
+    start, end, weights = segment
+    v = F.linear(x[start:end], weights.a)
+    for part in weights.slices:
+        rows = v[:, part.rank_start : part.rank_end]
+        y[start:end, part.out_start : part.out_end].addmm_(rows, part.b.t())
 
 
-def sgmv_shrink(x: Tensor, segments: Sequence[LoraSegment]) -> Tensor:
-    """v[rows] = x[rows] @ A.T per segment, with each adapter's own rank.
-
-    Args:
-        x: [num_tokens, in_features]
-        segments: segments of the site, at least one.
-
-    Returns:
-        [num_tokens, largest number of ranks]; rows without an adapter, and columns beyond the
-        adapter's ranks, are not written.
-    """
-    v = x.new_empty(x.shape[0], max(segment.weights.num_ranks for segment in segments))
-    for start, end, weights in segments:
-        v[start:end, : weights.num_ranks] = F.linear(x[start:end], weights.a)
-    return v
-
-
-def sgmv_expand(y: Tensor, v: Tensor, segments: Sequence[LoraSegment]) -> None:
-    """y[rows, slice] += v[rows, ranks] @ B.T per segment and merged module.
-
-    Args:
-        y: [num_tokens, out_features], added to in place.
-        v: what `sgmv_shrink` gave.
-        segments: segments of the site.
-    """
-    for start, end, weights in segments:
-        for part in weights.slices:
-            rows = v[start:end, part.rank_start : part.rank_end]
-            y[start:end, part.out_start : part.out_end].addmm_(rows, part.b.t())
+def prefill_attention(query: Tensor, cache: LayerCache, span: PrefillSpan, scale: float) -> Tensor:
+    """Attention of one sequence's new tokens, [num_new, num_heads, head_dim], over its context."""
+    attended = F.scaled_dot_product_attention(
+        query.transpose(0, 1).unsqueeze(0),
+        cache.keys.index_select(1, span.slots).unsqueeze(0),
+        cache.values.index_select(1, span.slots).unsqueeze(0),
+        attn_mask=span.mask,
+        is_causal=span.mask is None,
+        scale=scale,
+        enable_gqa=query.shape[1] != cache.keys.shape[0],
+    )
+    return attended.squeeze(0).transpose(0, 1)
 
 
 def _decode(query: Tensor, cache: LayerCache, group: DecodeGroup, scale: float) -> Tensor:
@@ -91,16 +115,3 @@ def _decode(query: Tensor, cache: LayerCache, group: DecodeGroup, scale: float) 
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     attended = torch.bmm(weights.view(num_kv_heads * num_seqs, -1, keys.shape[1]), values)
     return attended.view(num_kv_heads, num_seqs, -1, head_dim).transpose(0, 1).reshape(num_seqs, num_heads, head_dim)
-
-
-def _prefill(query: Tensor, cache: LayerCache, span: PrefillSpan, scale: float) -> Tensor:
-    attended = F.scaled_dot_product_attention(
-        query.transpose(0, 1).unsqueeze(0),
-        cache.keys.index_select(1, span.slots).unsqueeze(0),
-        cache.values.index_select(1, span.slots).unsqueeze(0),
-        attn_mask=span.mask,
-        is_causal=span.mask is None,
-        scale=scale,
-        enable_gqa=query.shape[1] != cache.keys.shape[0],
-    )
-    return attended.squeeze(0).transpose(0, 1)

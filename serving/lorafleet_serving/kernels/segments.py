@@ -1,7 +1,6 @@
 """What the LoRA operators work on: stacked weights of a site, and runs of rows with one adapter.
 
 The model runner orders the rows of a step by adapter, so that the rows of one adapter are one run.
-Everything here is prepared once per step; the operators only read it.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -22,7 +23,7 @@ class LoraSlice(NamedTuple):
     rank_start: int
     rank_end: int
     b: Tensor
-    """[out_end - out_start, rank_end - rank_start], already scaled"""
+    """[out_end - out_start, rank_end - rank_start], already scaled; lies rank by rank in memory"""
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,6 @@ class LoraWeights:
         return self.a.nbytes + sum(part.b.nbytes for part in self.slices)
 
 
-class LoraSegment(NamedTuple):
-    """Rows `start` to `end` of the step, and what their adapter adds to them at one site."""
-
-    start: int
-    end: int
-    weights: LoraWeights
-
-
 class AdapterSites(Protocol):
     """Weights of one adapter by site index; None where the adapter leaves the site alone."""
 
@@ -60,37 +53,47 @@ class AdapterSites(Protocol):
         """One entry per site of the model."""
         ...
 
+    @property
+    def addresses(self) -> NDArray[np.int64]:
+        """Where the tensors lie, as `lora_table.address_table` tells it."""
+        ...
 
-LoraBatch = tuple[tuple[LoraSegment, ...], ...]
-"""Segments of one step by site index."""
+
+class LoraRun(NamedTuple):
+    """Rows `start` to `end` of a step, which have one adapter."""
+
+    start: int
+    end: int
+    adapter: AdapterSites
 
 
-def build_lora_batch(rows: Sequence[tuple[AdapterSites | None, int]]) -> LoraBatch | None:
-    """Prepare the segments of a step.
+class LoraSegment(NamedTuple):
+    """A run at one site, and what its adapter adds there."""
+
+    start: int
+    end: int
+    weights: LoraWeights
+
+
+def find_runs(rows: Sequence[tuple[AdapterSites | None, int]]) -> list[LoraRun]:
+    """Runs of a step; empty if no row has an adapter.
 
     Args:
         rows: adapter and number of rows of each sequence, in row order, those of one adapter side by side.
-
-    Returns:
-        Segments by site index; None if no row has an adapter.
     """
-    runs: list[tuple[int, int, AdapterSites]] = []
+    runs: list[LoraRun] = []
     start = 0
     for _, group in groupby(rows, key=lambda row: id(row[0])):
         members = list(group)
         end = start + sum(num_rows for _, num_rows in members)
         adapter = members[0][0]
         if adapter is not None and end > start:
-            runs.append((start, end, adapter))
+            runs.append(LoraRun(start, end, adapter))
         start = end
-    if not runs:
-        return None
-    by_site = zip(*(adapter.sites for _, _, adapter in runs), strict=True)
-    return tuple(
-        tuple(
-            LoraSegment(start, end, weights)
-            for (start, end, _), weights in zip(runs, at_site, strict=True)
-            if weights is not None
-        )
-        for at_site in by_site
-    )
+    return runs
+
+
+def segments_at(runs: Sequence[LoraRun], site: int) -> list[LoraSegment]:
+    """Segments of the runs whose adapters change a site."""
+    found = ((start, end, adapter.sites[site]) for start, end, adapter in runs)
+    return [LoraSegment(start, end, weights) for start, end, weights in found if weights is not None]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from lorafleet_serving.kernels.operators import Kernels
+
 
 class Embedding:
     """Rows of a table, by token id."""
@@ -20,9 +22,10 @@ class Embedding:
 class OutputHead:
     """Logits of the vocabulary. Tied models hand in the embedding's weight."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight  # [vocab_size, hidden_size]
+    def __init__(self, weight: Tensor, kernels: Kernels) -> None:
+        self._packed = kernels.pack(weight)  # [vocab_size, hidden_size]
+        self._kernels = kernels
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Map [num_rows, hidden_size] to fp32 logits [num_rows, vocab_size]."""
-        return F.linear(hidden, self._weight).float()
+        """Map [num_rows, hidden_size] to logits [num_rows, vocab_size]."""
+        return self._kernels.linear(hidden, self._packed, None)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn import functional as F
+from typing import Any
 
-from lorafleet_serving.kernels.dispatch import Kernels
-from lorafleet_serving.kernels.segments import LoraBatch
+from torch import Tensor
+
+from lorafleet_serving.kernels.operators import Kernels
 from lorafleet_serving.layers.lora_site import LoraSite
 
 
@@ -14,14 +14,14 @@ class LoraLinear:
     """y = x W.T + b, and for rows with an adapter + x A.T B.T."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, site: LoraSite, kernels: Kernels) -> None:
-        self.weight = weight  # [sum of out_features, in_features]
+        self._packed = kernels.pack(weight)  # [sum of out_features, in_features]
         self.bias = bias  # [sum of out_features]
         self.site = site
         self._kernels = kernels
 
-    def __call__(self, x: Tensor, lora: LoraBatch | None) -> Tensor:
+    def __call__(self, x: Tensor, lora: Any) -> Tensor:
         """Map [num_tokens, in_features] to [num_tokens, sum of out_features]."""
-        y = F.linear(x, self.weight, self.bias)
-        if lora is not None and (segments := lora[self.site.index]):
-            self._kernels.sgmv_expand(y, self._kernels.sgmv_shrink(x, segments), segments)
+        y = self._kernels.linear(x, self._packed, self.bias)
+        if lora is not None:
+            self._kernels.add_lora(x, y, lora, self.site.index)
         return y

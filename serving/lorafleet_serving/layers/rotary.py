@@ -7,21 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lorafleet_serving.exceptions import UnsupportedModel
-
-
-class Rotation(NamedTuple):
-    """Angles of the rows of one step, the same for all layers."""
-
-    cos: Tensor
-    """[num_tokens, 1, head_dim]"""
-    sin: Tensor
-    """[num_tokens, 1, head_dim], the first half negated"""
+from lorafleet_serving.kernels.operators import Rotation
 
 
 class RotaryEmbedding:
@@ -37,15 +29,7 @@ class RotaryEmbedding:
 
     def rotation(self, positions: Tensor) -> Rotation:
         """Angles for [num_tokens] positions."""
-        return Rotation(
-            self._cos.index_select(0, positions).unsqueeze(1), self._sin.index_select(0, positions).unsqueeze(1)
-        )
-
-
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate [num_tokens, num_heads, head_dim] by the rows' angles."""
-    first, second = x.chunk(2, dim=-1)
-    return x * rotation.cos + torch.cat((second, first), dim=-1) * rotation.sin
+        return Rotation(self._cos.index_select(0, positions), self._sin.index_select(0, positions))
 
 
 def _frequencies(parameters: Mapping[str, Any], head_dim: int) -> Tensor:

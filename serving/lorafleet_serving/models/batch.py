@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
-
-from lorafleet_serving.kernels.attention_plan import AttentionPlan
-from lorafleet_serving.kernels.segments import LoraBatch
 
 
 class ModelBatch(NamedTuple):
@@ -17,7 +14,9 @@ class ModelBatch(NamedTuple):
     """[num_tokens]"""
     positions: Tensor
     """[num_tokens]"""
-    attention: AttentionPlan
-    lora: LoraBatch | None
+    attention: Any
+    """What the operators planned for the attention."""
+    lora: Any
+    """What they planned for the adapters; None if no row has one."""
     logits_rows: Tensor
     """[num_sampled] rows whose next token is wanted"""

@@ -10,16 +10,15 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from lorafleet_serving.exceptions import UnsupportedModel
-from lorafleet_serving.kernels.attention_plan import AttentionPlan, LayerCache
-from lorafleet_serving.kernels.dispatch import Kernels
-from lorafleet_serving.kernels.segments import LoraBatch
+from lorafleet_serving.kernels.geometry import LayerCache
+from lorafleet_serving.kernels.operators import Kernels, Rotation
 from lorafleet_serving.layers.attention import Attention
 from lorafleet_serving.layers.embedding import Embedding, OutputHead
 from lorafleet_serving.layers.linear import LoraLinear
 from lorafleet_serving.layers.lora_site import LoraSite
 from lorafleet_serving.layers.mlp import GatedMlp
 from lorafleet_serving.layers.norm import RmsNorm
-from lorafleet_serving.layers.rotary import RotaryEmbedding, Rotation
+from lorafleet_serving.layers.rotary import RotaryEmbedding
 from lorafleet_serving.models.batch import ModelBatch
 from lorafleet_serving.models.checkpoint import Checkpoint
 from lorafleet_serving.models.kv_shape import KvShape
@@ -45,17 +44,19 @@ class DecoderLayer:
     mlp: GatedMlp
 
     def __call__(
-        self, x: Tensor, rotation: Rotation, cache: LayerCache, plan: AttentionPlan, lora: LoraBatch | None
+        self, x: Tensor, delta: Tensor | None, rotation: Rotation, cache: LayerCache, batch: ModelBatch
     ) -> Tensor:
-        """Map [num_tokens, hidden_size] to the same shape."""
-        x = x + self.attention(self.attention_norm(x), rotation, cache, plan, lora)
-        return x + self.mlp(self.mlp_norm(x), lora)
+        """Add to [num_tokens, hidden_size] in place; the last part is returned instead, for the next norm to add."""
+        normed = self.attention_norm(x) if delta is None else self.attention_norm.add(x, delta)
+        attended = self.attention(normed, rotation, cache, batch.attention, batch.lora)
+        return self.mlp(self.mlp_norm.add(x, attended), batch.lora)
 
 
 @dataclass
 class Llama:
     """A causal language model of the Llama family with its weights."""
 
+    kernels: Kernels
     kv_shape: KvShape
     max_positions: int
     vocab_size: int
@@ -88,6 +89,7 @@ class Llama:
         embedding = Embedding(checkpoint.take(_EMBEDDING, (config.vocab_size, config.hidden_size)))
         layers = [loader.layer(index) for index in range(config.num_hidden_layers)]
         return cls(
+            kernels=kernels,
             kv_shape=KvShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim),
             max_positions=config.max_position_embeddings,
             vocab_size=config.vocab_size,
@@ -98,16 +100,19 @@ class Llama:
             ),
             layers=layers,
             norm=loader.norm("model.norm"),
-            head=OutputHead(_head_weight(config, checkpoint, embedding)),
+            head=OutputHead(_head_weight(config, checkpoint, embedding), kernels),
         )
 
     def forward(self, batch: ModelBatch, caches: Sequence[LayerCache]) -> Tensor:
-        """fp32 logits [num_sampled, vocab_size] of the rows asked for."""
+        """Logits [num_sampled, vocab_size] of the rows asked for."""
         hidden = self.embedding(batch.token_ids)  # [num_tokens, hidden_size]
         rotation = self.rotary.rotation(batch.positions)
+        delta = None
         for layer, cache in zip(self.layers, caches, strict=True):
-            hidden = layer(hidden, rotation, cache, batch.attention, batch.lora)
-        return self.head(self.norm(hidden.index_select(0, batch.logits_rows)))
+            delta = layer(hidden, delta, rotation, cache, batch)
+        assert delta is not None, "a model has layers"
+        rows = batch.logits_rows
+        return self.head(self.norm.add(hidden.index_select(0, rows), delta.index_select(0, rows)))
 
 
 class _LayerLoader:
@@ -132,12 +137,12 @@ class _LayerLoader:
             qkv=self._linear(f"{prefix}.self_attn", qkv, hidden, biased),
             output=self._linear(f"{prefix}.self_attn", {"o_proj": hidden}, query, biased),
             head_dim=config.head_dim,
-            num_kv_heads=config.num_key_value_heads,
             kernels=self._kernels,
         )
         mlp = GatedMlp(
             gate_up=self._linear(f"{prefix}.mlp", {"gate_proj": inner, "up_proj": inner}, hidden, config.mlp_bias),
             down=self._linear(f"{prefix}.mlp", {"down_proj": hidden}, inner, config.mlp_bias),
+            kernels=self._kernels,
         )
         return DecoderLayer(
             attention_norm=self.norm(f"{prefix}.input_layernorm"),
@@ -148,7 +153,7 @@ class _LayerLoader:
 
     def norm(self, name: str) -> RmsNorm:
         weight = self._checkpoint.take(f"{name}.weight", (self._config.hidden_size,))
-        return RmsNorm(weight, self._config.rms_norm_eps)
+        return RmsNorm(weight, self._config.rms_norm_eps, self._kernels)
 
     def _linear(self, prefix: str, outputs: dict[str, int], in_features: int, biased: bool) -> LoraLinear:
         site = LoraSite(len(self.sites), prefix, tuple(outputs), in_features, tuple(outputs.values()))

@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from lorafleet_serving.exceptions import UnsupportedModel
-from lorafleet_serving.kernels.attention_plan import LayerCache
 from lorafleet_serving.kernels.dispatch import kernels_for
+from lorafleet_serving.kernels.geometry import LayerCache
+from lorafleet_serving.kernels.operators import Kernels
 from lorafleet_serving.layers.lora_site import LoraSite
 from lorafleet_serving.models.batch import ModelBatch
 from lorafleet_serving.models.checkpoint import Checkpoint
@@ -22,6 +23,11 @@ from lorafleet_serving.models.llama import Llama
 
 class LanguageModel(Protocol):
     """A causal language model with its weights."""
+
+    @property
+    def kernels(self) -> Kernels:
+        """The operators that it computes with, and that plan its steps."""
+        ...
 
     @property
     def sites(self) -> Sequence[LoraSite]:
@@ -44,17 +50,17 @@ class LanguageModel(Protocol):
         ...
 
     def forward(self, batch: ModelBatch, caches: Sequence[LayerCache]) -> Tensor:
-        """fp32 logits [num_sampled, vocab_size] of the rows asked for."""
+        """Logits [num_sampled, vocab_size] of the rows asked for."""
         ...
 
 
-Family = Callable[[PreTrainedConfig, Checkpoint, torch.dtype, torch.device], LanguageModel]
+Family = Callable[[PreTrainedConfig, Checkpoint, torch.dtype, torch.device, Kernels], LanguageModel]
 
 
 def _load_llama(
-    config: PreTrainedConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
+    config: PreTrainedConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, kernels: Kernels
 ) -> LanguageModel:
-    return Llama.load(config, checkpoint, dtype, device, kernels_for(device))
+    return Llama.load(config, checkpoint, dtype, device, kernels)
 
 
 FAMILIES: dict[str, Family] = {
@@ -63,8 +69,8 @@ FAMILIES: dict[str, Family] = {
 """Loaders by the architecture that a config names."""
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> LanguageModel:
-    """Load a base model.
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device, kernels: Kernels | None = None) -> LanguageModel:
+    """Load a base model; without `kernels` it takes the fastest that there are.
 
     Raises:
         UnsupportedModel: the folder holds no model, or one that is not served.
@@ -79,7 +85,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Langua
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModel(f"base model {folder} has quantized weights (quantization_config): dequantize it first")
     with Checkpoint(folder, dtype, device) as checkpoint:
-        model = family(config, checkpoint, dtype, device)
+        model = family(config, checkpoint, dtype, device, kernels or kernels_for(device, dtype))
         checkpoint.check_all_taken()
     return model
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lorafleet_contract.digest import CONFIG_FILE, WEIGHTS_FILE, adapter_digest
-from lorafleet_serving.adapters.disk import DiskTier
-from lorafleet_serving.exceptions import FetchFailed
+from lorafleet_serving.adapters.disk import DiskTier, lock_folder
+from lorafleet_serving.exceptions import InvalidSetting, NoRoom
 
 SIZE = 1000
 
@@ -37,14 +37,14 @@ def test_a_budget_full_of_wanted_adapters_is_an_error_that_says_so(tmp_path: Pat
     tier = DiskTier(tmp_path, 2 * SIZE)
     held = frozenset(_put(tier, seed) for seed in (1, 2))
     tier.keep(held)
-    with pytest.raises(FetchFailed, match="--disk-bytes"):
+    with pytest.raises(NoRoom, match="--disk-bytes"):
         _put(tier, 3)
     assert tier.digests() == held
 
 
 def test_space_set_aside_for_one_download_is_not_given_to_another(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path, 2 * SIZE)
-    with tier.staging(SIZE + 1), pytest.raises(FetchFailed), tier.staging(SIZE):
+    with tier.staging(SIZE + 1), pytest.raises(NoRoom), tier.staging(SIZE):
         pass
     with tier.staging(2 * SIZE):
         pass
@@ -67,3 +67,25 @@ def test_scraps_of_a_broken_download_are_gone_after_a_start(tmp_path: Path) -> N
     tier = DiskTier(tmp_path, SIZE)
     assert not scrap.exists()
     assert tier.digests() == frozenset()
+
+
+def test_documents_damaged_while_the_pod_was_down_are_not_used(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, SIZE)
+    tier.save_documents("tickets", 1, {"manifest": {"rank": 4}})
+    assert tier.load_documents("tickets", 1) == {"manifest": {"rank": 4}}
+    (tmp_path / "versions" / "tickets" / "1.json").write_text('{"manifest": {"ra')
+    assert tier.load_documents("tickets", 1) is None
+
+
+def test_a_folder_belongs_to_one_pod_at_a_time(tmp_path: Path) -> None:
+    held = lock_folder(tmp_path)
+    with pytest.raises(InvalidSetting, match="--cache-dir"):
+        lock_folder(tmp_path)
+    held.close()
+    lock_folder(tmp_path).close()
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidSetting, match="--cache-dir"):
+        lock_folder(tmp_path / "file" / "cache")

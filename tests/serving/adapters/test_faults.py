@@ -22,7 +22,7 @@ pytestmark = pytest.mark.faults
 @pytest.fixture(scope="module")
 def victim(pod_factory: PodFactory) -> PodProcess:
     """A pod whose processes are killed; it must be whole again after each test."""
-    started = pod_factory()
+    started = pod_factory("--silence-limit", "5")
     started.wait_ready()
     return started
 
@@ -84,6 +84,28 @@ def test_a_killed_fetcher_is_replaced_and_fetches_on(
     later = registry.register("after-fetcher", tiny_adapter(20))
     registry.promote(later)
     victim.wait_serving("after-fetcher", 1)
+
+
+def test_a_frozen_engine_is_replaced_and_its_requests_hear_503(victim: PodProcess, served: Registered) -> None:
+    engine = victim.child_pids()["engine"]
+    os.kill(engine, signal.SIGSTOP)
+    body = {"model": "survivor", "prompt": "the", "max_tokens": 4}
+    assert victim.http.post("/v1/completions", json=body).status_code == 503
+    victim.wait_for(lambda: True if victim.child_pids()["engine"] != engine else None, "another engine process")
+    victim.wait_ready()
+    assert not _is_running(engine)
+    assert victim.client.complete("survivor", "the cat", max_tokens=4).digest == served.digest
+
+
+def test_a_frozen_fetcher_is_replaced_and_fetches_on(
+    victim: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
+) -> None:
+    fetcher = victim.child_pids()["fetcher"]
+    os.kill(fetcher, signal.SIGSTOP)
+    later = registry.register("after-freeze", tiny_adapter(21))
+    registry.promote(later)
+    victim.wait_serving("after-freeze", 1)
+    assert not _is_running(fetcher)
 
 
 def test_a_killed_front_leaves_no_orphan_and_a_restart_serves_live_while_the_champion_is_refused(

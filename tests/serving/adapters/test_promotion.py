@@ -188,3 +188,52 @@ def test_a_version_that_no_alias_asks_for_leaves_the_engine(
     with pytest.raises(PodError, match="not loaded") as error:
         pod.client.complete("left:1", "the cat", max_tokens=4)
     assert error.value.status == 409
+
+
+def test_an_alias_that_moves_to_and_fro_while_a_version_loads_ends_where_it_stands(
+    pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
+) -> None:
+    first, second = (registry.register("wavering", tiny_adapter(seed)) for seed in (40, 41))
+    registry.promote(first)
+    pod.wait_serving("wavering", 1)
+    digests = set()
+    for aim in (second, first) * 4 + (second,):
+        registry.promote(aim)
+        pod.client.nudge("wavering", WEBHOOK_SECRET)
+        digests.add(pod.client.complete("wavering", "the", max_tokens=2).digest)
+    assert digests <= {first.digest, second.digest}
+    pod.wait_serving("wavering", 2)
+    pod.wait_for(lambda: True if pod.version("wavering", 1) is None else None, "the old version to be let go")
+    assert pod.client.complete("wavering", "the", max_tokens=2).digest == second.digest
+
+
+def test_a_version_deleted_while_it_loads_is_forgotten(
+    pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
+) -> None:
+    only = registry.register("fleeting", tiny_adapter(42))
+    registry.promote(only)
+    pod.client.nudge("fleeting", WEBHOOK_SECRET)
+    pod.wait_for(lambda: pod.adapter("fleeting"), "the version to be seen")
+    registry.unregister(only)
+    pod.client.nudge("fleeting", WEBHOOK_SECRET)
+    pod.wait_for(lambda: True if pod.adapter("fleeting") is None else None, "the version to be forgotten")
+    with pytest.raises(PodError) as unknown:
+        pod.client.complete("fleeting", "the", max_tokens=1)
+    assert unknown.value.status == 404
+
+
+def test_a_name_goes_on_when_another_of_the_same_digest_is_withdrawn(
+    pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
+) -> None:
+    one, other = (registry.register(name, tiny_adapter(43)) for name in ("twin-one", "twin-other"))
+    assert one.digest == other.digest
+    for twin in (one, other):
+        registry.promote(twin)
+        pod.wait_serving(twin.name, 1)
+    registry.withdraw(one)
+    pod.wait_for(lambda: True if pod.version("twin-one", 1) is None else None, "the withdrawn twin to be let go")
+    answer = pod.client.complete("twin-other", "the cat", max_tokens=4)
+    assert (answer.adapter, answer.digest) == (other.label, other.digest)
+    report = pod.version("twin-other", 1)
+    assert report is not None
+    assert Tier.HOST in report.tiers

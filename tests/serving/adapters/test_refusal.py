@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lorafleet_contract.prompt import PromptBlock
-from lorafleet_contract.states import ServeState
+from lorafleet_contract.states import ServeState, Tier
 from lorafleet_contract.tags import Tag
 from lorafleet_serving.client import PodError
 from tests.serving.conftest import SourceFactory
@@ -126,3 +126,22 @@ def test_an_adapter_of_another_base_is_ignored(
     with pytest.raises(PodError) as error:
         pod.client.complete("other-base", "the cat", max_tokens=2)
     assert error.value.status == 404
+
+
+def test_an_adapter_that_was_evaluated_under_another_name_is_refused(
+    pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
+) -> None:
+    toy = registry.register("toy", tiny_adapter(31))
+    posing = registry.register("important", tiny_adapter(31), source_override=toy.address)
+    registry.promote(posing)
+    _expect_refusal(pod, posing, "name in the manifest is toy")
+
+
+def test_what_is_refused_after_it_was_loaded_leaves_the_engine(
+    pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
+) -> None:
+    block = PromptBlock(template="{{ q }}", variables=("q",), examples=({"other": "x"},))
+    registered = registry.register("loaded-then-refused", replace(tiny_adapter(32), prompt=block))
+    registry.promote(registered)
+    refused = pod.wait_state(registered.name, registered.version, ServeState.REFUSED)
+    assert refused.tiers == (Tier.DISK,)

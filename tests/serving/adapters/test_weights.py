@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorafleet_serving.adapters.weights import AdapterWeights, read_adapter
-from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge
+from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge, NoRoom
 from lorafleet_serving.layers.lora_site import LoraSite
 from lorafleet_serving.models.registry import load_model
 from tests.serving.llama_model import write_adapter, write_llama
@@ -224,8 +224,10 @@ def test_adapter_of_a_larger_model_is_refused(sites: tuple[LoraSite, ...], tmp_p
 
 
 def test_adapter_beyond_the_budget_is_refused_before_it_is_read(adapter: Path, sites: tuple[LoraSite, ...]) -> None:
-    with pytest.raises(AdapterTooLarge, match="100 are left"):
+    with pytest.raises(AdapterTooLarge, match="may take 100"):
         read_adapter("sha256:x", adapter, sites, torch.float32, 100)
+    with pytest.raises(NoRoom, match="100 are left"):
+        read_adapter("sha256:x", adapter, sites, torch.float32, GIB, 100)
 
 
 @pytest.mark.parametrize("num_bytes", [0, 5, 8, 500, -1])

@@ -89,3 +89,23 @@ def test_info_gives_model_and_limits(pod: PodProcess) -> None:
     info = pod.http.get("/info").json()
     assert info["model_id"] == "tiny-llama"
     assert info["max_input_length"] == info["max_total_tokens"] - 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"stop": [f"{number}z" for number in range(17)]}, "stop must be at most 16"),
+        ({"stop": ["a" * 501]}, "1 to 500 characters"),
+        ({"stop": [1] * 1000}, "stop"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"adapter_id": "nobody"}, "no adapter"),
+    ],
+)
+def test_bad_parameters_are_told_in_this_dialects_envelope(
+    pod: PodProcess, parameters: dict[str, object], said: str
+) -> None:
+    for path in ("/generate", "/generate_stream"):
+        response = pod.http.post(path, json={"inputs": "the cat", "parameters": parameters})
+        assert response.status_code == (404 if "adapter_id" in parameters else 422)
+        assert set(response.json()) == {"error", "error_type"}
+        assert said in response.json()["error"]

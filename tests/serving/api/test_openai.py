@@ -183,6 +183,14 @@ def test_models_give_parent_root_version_and_digest(pod: PodProcess, adapter: Re
         ({"prompt": []}, 422, "prompt"),
         ({"prompt": [100_000]}, 422, "prompt"),
         ({}, 422, "prompt"),
+        ({"model": "a:" + "9" * 5000, "prompt": "x"}, 404, None),
+        ({"prompt": [1.5] * 1000}, 422, "prompt"),
+        ({"prompt": [[1], ["x"]]}, 422, "prompt"),
+        ({"prompt": "x", "stop": ["a" * 501]}, 422, "stop"),
+        ({"prompt": "x", "stop": ""}, 422, "stop"),
+        ({"prompt": "x", **{f"field-{number}": 1 for number in range(101)}}, 422, None),
+        ({"prompt": "x", "model": "dialects", "variables": {"question": "x"}}, 422, "prompt"),
+        ({"model": "dialects", "variables": {"question": "x" * 100_000}}, 413, None),
         ({"prompt": "x", "variables": {}}, 422, "prompt"),
     ],
 )
@@ -212,3 +220,40 @@ def test_a_client_that_leaves_ends_its_request(pod: PodProcess, adapter: Registe
         return True if report is not None and report.in_flight == 0 else None
 
     pod.wait_for(idle, "the request to be given up")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"messages": []}, 422, "messages"),
+        ({"messages": [{"role": "user", "content": "x" * 100_000}]}, 413, None),
+        ({"messages": [{"role": "nobody", "content": "x"}]}, 422, "messages"),
+        ({"messages": [{"role": "user", "content": "x"}], "max_completion_tokens": 0}, 422, "max_completion_tokens"),
+    ],
+)
+def test_bad_conversations_are_told_what_is_wrong(
+    pod: PodProcess, body: dict[str, object], status: int, param: str | None
+) -> None:
+    response = pod.http.post("/v1/chat/completions", json=body)
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param), response.text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"prompt": ', "not JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ('{"prompt": "\\ud800"}', "not valid Unicode"),
+        ('{"model": "dialects", "variables": {"question": "\\ud800"}}', "not valid Unicode"),
+    ],
+)
+def test_a_body_that_is_no_request_is_invalid(pod: PodProcess, adapter: Registered, text: str, said: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    response = pod.http.post("/v1/completions", content=text.encode(), headers=headers)
+    assert response.status_code == 422
+    assert said in response.json()["error"]["message"]
+
+
+def test_a_wrong_method_is_told_the_right_one(pod: PodProcess) -> None:
+    response = pod.http.get("/v1/completions")
+    assert (response.status_code, response.headers["Allow"]) == (405, "POST")

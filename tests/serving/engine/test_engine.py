@@ -17,6 +17,7 @@ from lorafleet_serving.exceptions import (
     GenerationFailed,
     InvalidRequest,
     InvalidSetting,
+    NoRoom,
 )
 from tests.serving.llama_model import VOCAB_SIZE, peft_answers, write_adapter, write_llama
 
@@ -223,12 +224,24 @@ def test_adapter_that_is_loaded_again_stays(base: Path, adapters: dict[str, Path
     assert engine.stats().host_adapters == ("all",)
 
 
-def test_adapter_beyond_the_host_budget_is_refused_and_the_others_stay(base: Path, adapters: dict[str, Path]) -> None:
+def test_adapter_beside_which_there_is_no_room_waits_until_another_leaves(
+    base: Path, adapters: dict[str, Path]
+) -> None:
     engine = make_engine(base, adapter_host_bytes=24000)
     engine.load_adapter("all", adapters["all"])
-    with pytest.raises(AdapterTooLarge, match="adapter_host_bytes"):
+    with pytest.raises(NoRoom, match="adapter_host_bytes"):
         engine.load_adapter("rs", adapters["rs"])
     assert engine.stats().host_adapters == ("all",)
+    engine.unload_adapter("all")
+    engine.load_adapter("rs", adapters["rs"])
+    assert engine.stats().host_adapters == ("rs",)
+
+
+@pytest.mark.parametrize("tier", ["adapter_host_bytes", "adapter_device_bytes"])
+def test_adapter_larger_than_a_whole_tier_is_refused(base: Path, adapters: dict[str, Path], tier: str) -> None:
+    engine = make_engine(base, **{tier: 1000})
+    with pytest.raises(AdapterTooLarge, match=tier):
+        engine.load_adapter("all", adapters["all"])
 
 
 def test_refused_adapter_leaves_nothing(base: Path, tmp_path: Path) -> None:

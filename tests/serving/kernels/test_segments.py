@@ -1,16 +1,18 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 
-from lorafleet_serving.kernels.segments import LoraWeights, build_lora_batch
+from lorafleet_serving.kernels.lora_table import Ints, address_table
+from lorafleet_serving.kernels.segments import LoraWeights, find_runs, segments_at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapter:
     sites: tuple[LoraWeights | None, ...]
+    addresses: Ints = field(default_factory=lambda: address_table([]))
 
 
 def make_weights() -> LoraWeights:
@@ -20,28 +22,28 @@ def make_weights() -> LoraWeights:
 FIRST = Adapter((make_weights(), None))
 SECOND = Adapter((make_weights(), make_weights()))
 
-Runs = list[list[tuple[int, int, Adapter]]]
-
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        ([(FIRST, 3)], [[(0, 3, FIRST)], []]),
-        ([(None, 2), (FIRST, 3)], [[(2, 5, FIRST)], []]),
-        ([(FIRST, 1), (FIRST, 4), (SECOND, 2)], [[(0, 5, FIRST), (5, 7, SECOND)], [(5, 7, SECOND)]]),
-        ([(SECOND, 1), (None, 1), (FIRST, 1)], [[(0, 1, SECOND), (2, 3, FIRST)], [(0, 1, SECOND)]]),
-        ([(SECOND, 0), (FIRST, 2)], [[(0, 2, FIRST)], []]),
+        ([(FIRST, 3)], [(0, 3, FIRST)]),
+        ([(None, 2), (FIRST, 3)], [(2, 5, FIRST)]),
+        ([(FIRST, 1), (FIRST, 4), (SECOND, 2)], [(0, 5, FIRST), (5, 7, SECOND)]),
+        ([(SECOND, 1), (None, 1), (FIRST, 1)], [(0, 1, SECOND), (2, 3, FIRST)]),
+        ([(SECOND, 0), (FIRST, 2)], [(0, 2, FIRST)]),
+        ([(None, 3), (None, 1)], []),
+        ([], []),
     ],
 )
-def test_rows_of_one_adapter_are_one_segment(rows: list[tuple[Adapter | None, int]], expected: Runs) -> None:
-    batch = build_lora_batch(rows)
-    assert batch is not None
-    for site, (segments, wanted) in enumerate(zip(batch, expected, strict=True)):
-        assert [(start, end) for start, end, _ in segments] == [(start, end) for start, end, _ in wanted]
-        for segment, (_, _, adapter) in zip(segments, wanted, strict=True):
-            assert segment.weights is adapter.sites[site]
+def test_rows_of_one_adapter_are_one_run(
+    rows: list[tuple[Adapter | None, int]], expected: list[tuple[int, int, Adapter]]
+) -> None:
+    assert find_runs(rows) == expected
 
 
-def test_batch_without_adapters_has_no_segments() -> None:
-    assert build_lora_batch([(None, 3), (None, 1)]) is None
-    assert build_lora_batch([]) is None
+def test_an_adapter_that_leaves_a_site_alone_has_no_segment_there() -> None:
+    runs = find_runs([(FIRST, 2), (SECOND, 3)])
+    assert [(start, end) for start, end, _ in segments_at(runs, 0)] == [(0, 2), (2, 5)]
+    (segment,) = segments_at(runs, 1)
+    assert (segment.start, segment.end) == (2, 5)
+    assert segment.weights is SECOND.sites[1]

@@ -2,23 +2,26 @@ from __future__ import annotations
 
 import torch
 
-from lorafleet_serving.kernels.dispatch import REFERENCE
-from lorafleet_serving.kernels.segments import LoraSegment, LoraSlice, LoraWeights
+from lorafleet_serving.kernels.segments import LoraRun, LoraSlice, LoraWeights
 from lorafleet_serving.layers.linear import LoraLinear
 from lorafleet_serving.layers.lora_site import LoraSite
+from tests.serving.kernels.forms import make_kernels
+from tests.serving.kernels.test_operators import Adapter
+
+KERNELS = make_kernels("reference")
 
 
 def make_linear(bias: torch.Tensor | None = None) -> LoraLinear:
     torch.manual_seed(0)
     site = LoraSite(index=1, prefix="mlp", modules=("gate", "up"), in_features=6, out_features=(4, 3))
-    return LoraLinear(torch.randn(7, 6), bias, site, REFERENCE)
+    return LoraLinear(torch.randn(7, 6), bias, site, KERNELS)
 
 
 def test_rows_without_adapter_are_the_base_models() -> None:
     linear, x = make_linear(), torch.randn(5, 6)
-    a, b = torch.randn(2, 6), torch.randn(3, 2)
-    weights = LoraWeights(a, (LoraSlice(4, 7, 0, 2, b),))
-    y = linear(x, ((), (LoraSegment(1, 3, weights),)))
+    a, b = torch.randn(2, 6), torch.randn(2, 3).t()
+    adapter = Adapter((None, LoraWeights(a, (LoraSlice(4, 7, 0, 2, b),))))
+    y = linear(x, KERNELS.plan_lora([LoraRun(1, 3, adapter)]))
     base = linear(x, None)
     expected = base.clone()
     expected[1:3, 4:7] += x[1:3] @ a.T @ b.T
@@ -28,7 +31,7 @@ def test_rows_without_adapter_are_the_base_models() -> None:
 
 def test_site_that_no_adapter_touches_is_the_base_models() -> None:
     linear, x = make_linear(), torch.randn(5, 6)
-    assert torch.equal(linear(x, ((), ())), linear(x, None))
+    assert torch.equal(linear(x, KERNELS.plan_lora([LoraRun(0, 5, Adapter((None, None)))])), linear(x, None))
 
 
 def test_bias_is_added() -> None:

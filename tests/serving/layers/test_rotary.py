@@ -4,10 +4,17 @@ import pytest
 import torch
 
 from lorafleet_serving.exceptions import UnsupportedModel
-from lorafleet_serving.layers.rotary import RotaryEmbedding, rotate
+from lorafleet_serving.layers.rotary import RotaryEmbedding
 
 DEFAULT = {"rope_type": "default", "rope_theta": 10000.0}
 CPU = torch.device("cpu")
+
+
+def rotate(x: torch.Tensor, table: RotaryEmbedding, position: int) -> torch.Tensor:
+    """Rotate a head at a position."""
+    cos, sin = table.rotation(torch.tensor([position]))
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((second, first), dim=-1) * sin
 
 
 def make(parameters: dict[str, object], head_dim: int = 8) -> RotaryEmbedding:
@@ -16,19 +23,16 @@ def make(parameters: dict[str, object], head_dim: int = 8) -> RotaryEmbedding:
 
 def test_scores_depend_on_the_distance_alone() -> None:
     torch.manual_seed(0)
-    query, key = torch.randn(1, 1, 8), torch.randn(1, 1, 8)
+    query, key = torch.randn(1, 8), torch.randn(1, 8)
     table = make(DEFAULT)
-    scores = [
-        (rotate(query, table.rotation(torch.tensor([q]))) * rotate(key, table.rotation(torch.tensor([k])))).sum()
-        for q, k in ((5, 2), (40, 37), (63, 60))
-    ]
+    scores = [(rotate(query, table, q) * rotate(key, table, k)).sum() for q, k in ((5, 2), (40, 37), (63, 60))]
     torch.testing.assert_close(scores[0], scores[1])
     torch.testing.assert_close(scores[0], scores[2])
 
 
 def test_first_position_is_not_rotated() -> None:
-    x = torch.randn(1, 3, 8)
-    torch.testing.assert_close(rotate(x, make(DEFAULT).rotation(torch.tensor([0]))), x)
+    x = torch.randn(1, 8)
+    torch.testing.assert_close(rotate(x, make(DEFAULT), 0), x)
 
 
 def test_linear_scaling_stretches_positions() -> None:

@@ -10,6 +10,7 @@ import torch
 from lorafleet_serving.exceptions import UnsupportedModel
 from lorafleet_serving.models.registry import load_model
 from tests.serving.forward import Forward
+from tests.serving.kernels.forms import FORMS, make_kernels
 from tests.serving.llama_model import VOCAB_SIZE, write_llama
 
 CPU = torch.device("cpu")
@@ -36,10 +37,13 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
-def test_logits_equal_transformers_through_chunks_and_decodes(options: dict[str, object], tmp_path: Path) -> None:
+def test_logits_equal_transformers_through_chunks_and_decodes(
+    options: dict[str, object], form: str, tmp_path: Path
+) -> None:
     oracle = write_llama(tmp_path, **options)
-    forward = Forward(tmp_path)
+    forward = Forward(tmp_path, kernels=make_kernels(form))
     generator = torch.Generator().manual_seed(1)
     lengths = (90, 17, 33)
     tokens = [torch.randint(VOCAB_SIZE, (length,), generator=generator).tolist() for length in lengths]

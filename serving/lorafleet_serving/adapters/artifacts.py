@@ -1,0 +1,58 @@
+"""The artifacts of registered versions: found by the registry's word, brought to disk by the fetcher."""
+
+from __future__ import annotations
+
+import asyncio
+
+from lorafleet_contract.digest import is_digest
+from lorafleet_contract.exceptions import ContractError
+from lorafleet_contract.registry import RegistryClient
+from lorafleet_serving.adapters.catalog import CatalogVersion
+from lorafleet_serving.adapters.handle import FetcherHandle
+from lorafleet_serving.adapters.messages import Fetched, FetchOrder
+from lorafleet_serving.adapters.watcher import RegisteredVersion
+from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed
+
+
+class Artifacts:
+    """Has versions of one base fetched. Runs on the front's event loop."""
+
+    def __init__(self, client: RegistryClient, fetcher: FetcherHandle, base_digest: str) -> None:
+        self._client = client
+        self._fetcher = fetcher
+        self._base_digest = base_digest
+
+    def keep(self, digests: frozenset[str]) -> None:
+        """Set the digests that the disk tier must not evict."""
+        self._fetcher.keep(digests)
+
+    async def fetch(self, version: CatalogVersion, refused_stamp: str | None) -> Fetched | None:
+        """Have a version brought to disk and verified; None when the refused artifacts are unchanged.
+
+        Raises:
+            AdapterRefusal: it must not be served as it is.
+            FetchFailed: it could not be fetched now.
+            NoRoom: the disk tier has no room for it now.
+        """
+        registered = version.registered
+        if not is_digest(registered.digest):
+            raise AdapterRefusal(f"tag lora.digest is {registered.digest!r}, which is no digest: register it again")
+        if version.address is None:
+            version.address = await asyncio.to_thread(self._find, registered)
+        order = FetchOrder(
+            order_id=0,
+            name=registered.name,
+            version=registered.version,
+            digest=registered.digest,
+            base_digest=self._base_digest,
+            address=version.address,
+            refused_stamp=refused_stamp,
+        )
+        return await self._fetcher.fetch(order)
+
+    def _find(self, registered: RegisteredVersion) -> str:
+        try:
+            return self._client.get_artifact_address(registered.name, registered.version)
+        except ContractError as error:
+            label = f"{registered.name}:{registered.version}"
+            raise FetchFailed(f"cannot find the artifacts of {label}: {error}") from error

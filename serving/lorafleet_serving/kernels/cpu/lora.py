@@ -1,0 +1,160 @@
+"""LoRA of a step's rows in one call per site, whatever the number of adapters: y += (x A.T) B.T, exact ranks.
+
+Adapters stay where they lie: a table holds their addresses. A unit of work is a few rows of one adapter, so that A
+and B are read once for all of them, and no row pays for another's adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from lorafleet_serving.kernels import lora_table
+from lorafleet_serving.kernels.cpu.element import Tag, compiled, compiled_parallel, matrix, narrow, widen
+from lorafleet_serving.kernels.lora_table import Ints
+
+MAX_UNIT_ROWS = 8
+"""Rows of a unit: enough to share what is read, few enough to spread one adapter's rows over the cores."""
+
+
+def units_of(segments: Sequence[tuple[int, int]]) -> Ints:
+    """Split runs of rows, one run per adapter, into units: [num_units, 3] first row, last row, number of the run."""
+    units = [
+        (first, min(first + MAX_UNIT_ROWS, end), number)
+        for number, (start, end) in enumerate(segments)
+        for first in range(start, end, MAX_UNIT_ROWS)
+    ]
+    return np.array(units, dtype=np.int64).reshape(-1, 3)
+
+
+@compiled_parallel
+def add_lora(tag: Tag, x: int, y: int, in_features: int, out_features: int, units: Ints, table: Ints) -> None:
+    """Add each row's adapter at one site.
+
+    Args:
+        tag: format of all tensors.
+        x: address of [num_tokens, in_features].
+        y: address of [num_tokens, out_features], added to in place.
+        in_features: columns of x.
+        out_features: columns of y.
+        units: what `units_of` gave.
+        table: [num_runs, ROW_WIDTH] rows of `address_table` at this site, by number of the run.
+    """
+    for i in prange(units.shape[0]):
+        _add_unit(tag, x, y, in_features, out_features, units[i], table[units[i, 2]])
+
+
+@compiled
+def _add_unit(tag: Tag, x: int, y: int, in_features: int, out_features: int, unit: Any, entry: Any) -> None:
+    if entry[lora_table.NUM_SLICES] == 0:
+        return
+    first, last, num_ranks = unit[0], unit[1], entry[lora_table.NUM_RANKS]
+    wide = _widened(matrix(x, last, in_features, tag)[first:last])
+    v = np.empty((last - first, num_ranks), dtype=np.float32)
+    _shrink(wide, matrix(entry[lora_table.A], num_ranks, in_features, tag), v)
+    target = matrix(y, last, out_features, tag)[first:last]
+    for part in range(entry[lora_table.NUM_SLICES]):
+        _expand(tag, v, entry[lora_table.SLICES + part * lora_table.SLICE_WIDTH :], target)
+
+
+@compiled
+def _widened(x: Any) -> Any:
+    wide = np.empty(x.shape, dtype=np.float32)
+    for row in range(x.shape[0]):
+        for k in range(x.shape[1]):
+            wide[row, k] = widen(x[row, k])
+    return wide
+
+
+@compiled
+def _shrink(x: Any, a: Any, v: Any) -> None:
+    """v = x A.T, by blocks of rows and ranks that fit the registers."""
+    num_rows, num_ranks = v.shape
+    row = 0
+    while row + 4 <= num_rows:
+        rank = 0
+        while rank + 2 <= num_ranks:
+            _dot_4_by_2(x[row], x[row + 1], x[row + 2], x[row + 3], a[rank], a[rank + 1], v[row : row + 4, rank:])
+            rank += 2
+        if rank < num_ranks:
+            for last in range(row, row + 4):
+                v[last, rank] = _dot(x[last], a[rank])
+        row += 4
+    for last in range(row, num_rows):
+        rank = 0
+        while rank + 4 <= num_ranks:
+            _dot_1_by_4(x[last], a[rank], a[rank + 1], a[rank + 2], a[rank + 3], v[last, rank:])
+            rank += 4
+        for rest in range(rank, num_ranks):
+            v[last, rest] = _dot(x[last], a[rest])
+
+
+@compiled
+def _dot(x: Any, a: Any) -> Any:
+    total = np.float32(0)
+    for k in range(x.shape[0]):
+        total += x[k] * widen(a[k])
+    return total
+
+
+@compiled
+def _dot_1_by_4(x: Any, a0: Any, a1: Any, a2: Any, a3: Any, v: Any) -> None:
+    s0 = s1 = s2 = s3 = np.float32(0)
+    for k in range(x.shape[0]):
+        value = x[k]
+        s0 += value * widen(a0[k])
+        s1 += value * widen(a1[k])
+        s2 += value * widen(a2[k])
+        s3 += value * widen(a3[k])
+    v[0], v[1], v[2], v[3] = s0, s1, s2, s3
+
+
+@compiled
+def _dot_4_by_2(x0: Any, x1: Any, x2: Any, x3: Any, a0: Any, a1: Any, v: Any) -> None:
+    s00 = s01 = s10 = s11 = s20 = s21 = s30 = s31 = np.float32(0)
+    for k in range(x0.shape[0]):
+        w0, w1 = widen(a0[k]), widen(a1[k])
+        s00 += x0[k] * w0
+        s01 += x0[k] * w1
+        s10 += x1[k] * w0
+        s11 += x1[k] * w1
+        s20 += x2[k] * w0
+        s21 += x2[k] * w1
+        s30 += x3[k] * w0
+        s31 += x3[k] * w1
+    v[0, 0], v[0, 1], v[1, 0], v[1, 1] = s00, s01, s10, s11
+    v[2, 0], v[2, 1], v[3, 0], v[3, 1] = s20, s21, s30, s31
+
+
+@compiled
+def _expand(tag: Tag, v: Any, part: Any, y: Any) -> None:
+    """Add one merged module's outputs: y[:, outs] += v[:, ranks] B.T, summed in fp32 and rounded once."""
+    first, last = part[lora_table.FIRST_OUT], part[lora_table.LAST_OUT]
+    num_ranks = part[lora_table.LAST_RANK] - part[lora_table.FIRST_RANK]
+    b = matrix(part[lora_table.B], num_ranks, last - first, tag)
+    total = np.empty(last - first, dtype=np.float32)
+    for row in range(v.shape[0]):
+        out = y[row, first:last]
+        for c in range(total.shape[0]):
+            total[c] = widen(out[c])
+        factors = v[row, part[lora_table.FIRST_RANK] : part[lora_table.LAST_RANK]]
+        rank = 0
+        while rank + 4 <= num_ranks:
+            _accumulate_4(total, factors[rank : rank + 4], b[rank], b[rank + 1], b[rank + 2], b[rank + 3])
+            rank += 4
+        for rest in range(rank, num_ranks):
+            factor, ranked = factors[rest], b[rest]
+            for c in range(total.shape[0]):
+                total[c] += factor * widen(ranked[c])
+        for c in range(total.shape[0]):
+            out[c] = narrow(total[c], tag)
+
+
+@compiled
+def _accumulate_4(total: Any, factors: Any, b0: Any, b1: Any, b2: Any, b3: Any) -> None:
+    f0, f1, f2, f3 = factors[0], factors[1], factors[2], factors[3]
+    for c in range(total.shape[0]):
+        total[c] += f0 * widen(b0[c]) + f1 * widen(b1[c]) + f2 * widen(b2[c]) + f3 * widen(b3[c])

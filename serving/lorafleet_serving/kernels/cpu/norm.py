@@ -1,0 +1,59 @@
+"""Root-mean-square normalization, with the residual added on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from lorafleet_serving.kernels.cpu.element import Tag, compiled, compiled_parallel, matrix, narrow, widen
+
+
+@compiled_parallel
+def rms_norm(tag: Tag, x: int, weight: int, out: int, num_rows: int, num_columns: int, eps: float) -> None:
+    """out = weight * x / rms(x), row by row.
+
+    Args:
+        tag: format of x and out; weight is fp32, as are the statistics.
+        x: address of [num_rows, num_columns].
+        weight: address of [num_columns].
+        out: address of [num_rows, num_columns].
+        num_rows: rows of x and out.
+        num_columns: columns of x and out.
+        eps: added to the mean square.
+    """
+    for row in prange(num_rows):
+        _normalize(tag, x, weight, out, row, num_columns, np.float32(eps))
+
+
+@compiled_parallel
+def add_rms_norm(
+    tag: Tag, x: int, delta: int, weight: int, out: int, num_rows: int, num_columns: int, eps: float
+) -> None:
+    """x += delta, then out = weight * x / rms(x)."""
+    for row in prange(num_rows):
+        _add(tag, x, delta, row, num_columns)
+        _normalize(tag, x, weight, out, row, num_columns, np.float32(eps))
+
+
+@compiled
+def _add(tag: Tag, x: int, delta: int, row: int, num_columns: int) -> None:
+    residual = matrix(x, row + 1, num_columns, tag)[row]
+    change = matrix(delta, row + 1, num_columns, tag)[row]
+    for k in range(num_columns):
+        residual[k] = narrow(widen(residual[k]) + widen(change[k]), tag)
+
+
+@compiled
+def _normalize(tag: Tag, x: int, weight: int, out: int, row: int, num_columns: int, eps: Any) -> None:
+    source = matrix(x, row + 1, num_columns, tag)[row]
+    target = matrix(out, row + 1, num_columns, tag)[row]
+    scale = matrix(weight, 1, num_columns, np.float32(0))[0]
+    total = np.float32(0)
+    for k in range(num_columns):
+        value = widen(source[k])
+        total += value * value
+    factor = np.float32(1) / np.sqrt(total / np.float32(num_columns) + eps)
+    for k in range(num_columns):
+        target[k] = narrow(scale[k] * (widen(source[k]) * factor), tag)

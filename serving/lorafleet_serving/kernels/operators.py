@@ -1,0 +1,73 @@
+"""What every form of the operators offers: plain torch, compiled for the CPU, compiled for the GPU.
+
+A step is planned once, by the form that computes it; the layers hand the plans on without looking inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from lorafleet_serving.kernels.geometry import LayerCache, StepGeometry
+from lorafleet_serving.kernels.segments import LoraRun
+
+
+class Rotation(NamedTuple):
+    """Angles of the rows of one step, the same for all layers. The first `rotary_dim` dimensions of a head rotate."""
+
+    cos: Tensor
+    """[num_tokens, rotary_dim]"""
+    sin: Tensor
+    """[num_tokens, rotary_dim], the first half negated"""
+
+
+class Kernels(Protocol):
+    """One form of every operator. `reference` says in plain torch what each must compute."""
+
+    def plan_attention(self, geometry: StepGeometry) -> Any:
+        """Prepare the attention of a step."""
+        ...
+
+    def plan_lora(self, runs: Sequence[LoraRun]) -> Any:
+        """Prepare the adapters of a step; `runs` is not empty."""
+        ...
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """The weight of a linear layer, [out_features, in_features], in the layout that `linear` reads fastest."""
+        ...
+
+    def linear(self, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+        """x W.T + b."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """weight * x / rms(x) over the last dimension of [num_rows, hidden_size]; weight in fp32."""
+        ...
+
+    def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Add delta to x in place, and normalize the sum."""
+        ...
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up, of [num_tokens, 2 * inner_size], gate first."""
+        ...
+
+    def rotate_and_store(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, plan: Any) -> None:
+        """Rotate queries and keys in place, and write the step's keys and values into the cache.
+
+        `qkv` is [num_tokens, num_heads + 2 * num_kv_heads, head_dim]: queries, keys, values.
+        """
+        ...
+
+    def paged_attention(self, qkv: Tensor, cache: LayerCache, plan: Any, scale: float) -> Tensor:
+        """Causal attention of every row over its own sequence's context: [num_tokens, num_heads * head_dim].
+
+        The step's own keys and values are in the cache.
+        """
+        ...
+
+    def add_lora(self, x: Tensor, y: Tensor, plan: Any, site: int) -> None:
+        """y[rows] += x[rows] A.T B.T for every run of rows with an adapter at a site."""
+        ...

@@ -1,0 +1,76 @@
+"""The engine process's loop: a step that hangs ends the process, and one that does not is left alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import cast
+
+from lorafleet_serving.engine.config import EngineConfig
+from lorafleet_serving.engine.engine import Engine
+from lorafleet_serving.engine.messages import EngineStats, Generate, Shutdown
+from lorafleet_serving.engine.process import EngineLoop, Inbox
+from lorafleet_serving.engine.request import GenerationRequest, TokenOutput
+
+_LIMIT_S = 2.0
+
+
+class SlowEngine:
+    """Takes a given time for its one step."""
+
+    base_digest = ""
+    max_model_len = 1
+
+    def __init__(self, step_s: float) -> None:
+        self.config = EngineConfig(model=Path(), step_limit_s=_LIMIT_S)
+        self._step_s = step_s
+        self._has_work = False
+
+    def add_request(self, request: GenerationRequest) -> None:
+        self._has_work = True
+
+    def has_unfinished(self) -> bool:
+        return self._has_work
+
+    def step(self) -> list[TokenOutput]:
+        time.sleep(self._step_s)
+        self._has_work = False
+        return []
+
+    def stats(self) -> EngineStats:
+        return EngineStats(0, 0, 1, 1, (), (), 0)
+
+
+def run_loop(pipe: Connection, step_s: float, idle_s: float) -> None:
+    inbox: Inbox = queue.SimpleQueue()
+    inbox.put(Generate(GenerationRequest("slow", (1,))))
+    if not idle_s:
+        inbox.put(Shutdown())
+    loop = EngineLoop(cast("Engine", SlowEngine(step_s)), pipe, inbox)
+    if idle_s:
+        import threading
+
+        threading.Timer(idle_s, inbox.put, (Shutdown(),)).start()
+    loop.run()
+
+
+def _exit_code(step_s: float, idle_s: float = 0.0) -> int | None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=run_loop, args=(theirs, step_s, idle_s))
+    process.start()
+    process.join(60)
+    ours.close()
+    theirs.close()
+    return process.exitcode
+
+
+def test_a_step_that_hangs_ends_the_process() -> None:
+    assert _exit_code(step_s=3600.0) == 1
+
+
+def test_an_engine_that_has_nothing_to_do_for_long_is_left_alone() -> None:
+    assert _exit_code(step_s=0.0, idle_s=2 * _LIMIT_S) == 0

@@ -1,0 +1,98 @@
+"""LoRA of mixed adapters against plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor
+
+from lorafleet_serving.kernels.cpu.element import TAGS
+from lorafleet_serving.kernels.cpu.lora import add_lora, units_of
+from lorafleet_serving.kernels.lora_table import address_table
+from lorafleet_serving.kernels.reference import add_segment
+from lorafleet_serving.kernels.segments import LoraSegment, LoraSlice, LoraWeights
+
+IN_FEATURES = 40
+OUT_FEATURES = (24, 8, 8)
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
+
+
+def make_weights(ranks: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0) -> LoraWeights | None:
+    """An adapter at a site of three merged modules; rank 0 leaves a module alone."""
+    generator = torch.Generator().manual_seed(seed)
+    slices = []
+    rank_start = out_start = 0
+    for rank, out_features in zip(ranks, OUT_FEATURES, strict=True):
+        b = torch.randn(rank, out_features, generator=generator).to(dtype)
+        if rank:
+            slices.append(LoraSlice(out_start, out_start + out_features, rank_start, rank_start + rank, b.t()))
+        rank_start, out_start = rank_start + rank, out_start + out_features
+    a = 0.2 * torch.randn(rank_start, IN_FEATURES, generator=generator)
+    return LoraWeights(a.to(dtype), tuple(slices)) if slices else None
+
+
+def run_lora(x: Tensor, y: Tensor, runs: Sequence[tuple[int, int, LoraWeights | None]]) -> None:
+    table = np.concatenate([address_table([weights]) for _, _, weights in runs])
+    units = units_of([(start, end) for start, end, _ in runs])
+    add_lora(TAGS[x.dtype], x.data_ptr(), y.data_ptr(), x.shape[1], y.shape[1], units, table)
+
+
+def expected_lora(x: Tensor, y: Tensor, runs: Sequence[tuple[int, int, LoraWeights | None]]) -> Tensor:
+    wanted = y.clone()
+    for start, end, weights in runs:
+        if weights is not None:
+            add_segment(x, wanted, LoraSegment(start, end, weights))
+    return wanted
+
+
+ranks = st.tuples(*[st.sampled_from([0, 1, 2, 3, 4, 5, 8, 17])] * 3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shapes=st.lists(st.tuples(st.integers(0, 19), ranks), min_size=1, max_size=6),
+    dtype=st.sampled_from(list(TAGS)),
+    gap=st.integers(0, 3),
+)
+def test_every_mixture_of_ranks_rows_and_modules_is_as_in_torch(
+    shapes: list[tuple[int, tuple[int, int, int]]], dtype: torch.dtype, gap: int
+) -> None:
+    runs = []
+    end = gap  # Rows of the base model stand in front.
+    for number, (num_rows, adapter_ranks) in enumerate(shapes):
+        runs.append((end, end + num_rows, make_weights(adapter_ranks, dtype, number)))
+        end += num_rows
+    x, y = torch.randn(end, IN_FEATURES).to(dtype), torch.randn(end, sum(OUT_FEATURES)).to(dtype)
+    wanted = expected_lora(x.float(), y.float(), [(s, e, _in_fp32(w)) for s, e, w in runs])
+    before = y.clone()
+    run_lora(x, y, runs)
+    torch.testing.assert_close(y.float(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    assert torch.equal(y[:gap], before[:gap])
+
+
+@pytest.mark.parametrize("rank", [64, 256])
+def test_large_ranks_are_rounded_once(rank: int) -> None:
+    weights = make_weights((rank, 0, 0), torch.bfloat16)
+    x, y = torch.randn(5, IN_FEATURES).bfloat16(), torch.randn(5, sum(OUT_FEATURES)).bfloat16()
+    exact = expected_lora(x.float(), y.float(), [(0, 5, _in_fp32(weights))])
+    run_lora(x, y, [(0, 5, weights)])
+    # Half a unit in the last of eight bits, and what fp32 sums in another order.
+    torch.testing.assert_close(y.float(), exact, rtol=2**-8 + 1e-5, atol=1e-4)
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    x, y = torch.randn(4, IN_FEATURES).bfloat16(), torch.zeros(4, sum(OUT_FEATURES)).bfloat16()
+    x[1, 3], x[2, 0] = float("nan"), float("inf")
+    run_lora(x, y, [(0, 4, make_weights((8, 8, 8), torch.bfloat16))])
+    assert torch.isfinite(y).all(dim=1).tolist() == [True, False, False, True]
+
+
+def _in_fp32(weights: LoraWeights | None) -> LoraWeights | None:
+    if weights is None:
+        return None
+    slices = tuple(part._replace(b=part.b.t().float().contiguous().t()) for part in weights.slices)
+    return LoraWeights(weights.a.float(), slices)

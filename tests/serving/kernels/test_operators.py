@@ -1,0 +1,176 @@
+"""Every form of the operators against formulas written out for one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pytest
+import torch
+from torch import Tensor
+
+from lorafleet_serving.kernels.geometry import LayerCache, Span, StepGeometry
+from lorafleet_serving.kernels.lora_table import Ints, address_table
+from lorafleet_serving.kernels.operators import Kernels, Rotation
+from lorafleet_serving.kernels.segments import LoraRun, LoraSlice, LoraWeights
+from tests.serving.kernels.forms import FORMS, make_kernels
+
+NUM_KV_HEADS, GROUP, HEAD_DIM = 2, 3, 8
+NUM_HEADS = NUM_KV_HEADS * GROUP
+BLOCK_SIZE, NUM_BLOCKS = 4, 11
+PADDING_BLOCK = NUM_BLOCKS
+SCALE = HEAD_DIM**-0.5
+FORMATS = [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter of a model with one site."""
+
+    sites: tuple[LoraWeights | None, ...]
+
+    @cached_property
+    def addresses(self) -> Ints:
+        return address_table(self.sites)
+
+
+def make_adapter(ranks: tuple[int, int], in_features: int, dtype: torch.dtype) -> Adapter:
+    """Random weights for a site of outputs 5 and 7; a rank of 0 leaves a module alone."""
+    slices, out_start, rank_start = [], 0, 0
+    for rank, out_features in zip(ranks, (5, 7), strict=True):
+        if rank:
+            b = (torch.randn(rank, out_features) / rank**0.5).to(dtype).t()
+            slices.append(LoraSlice(out_start, out_start + out_features, rank_start, rank_start + rank, b))
+        out_start, rank_start = out_start + out_features, rank_start + rank
+    a = (torch.randn(rank_start, in_features) / in_features**0.5).to(dtype)
+    return Adapter((LoraWeights(a, tuple(slices)) if slices else None,))
+
+
+def lora_by_row(x: Tensor, y: Tensor, runs: Sequence[LoraRun]) -> Tensor:
+    expected = y.double()
+    for start, end, adapter in runs:
+        weights = adapter.sites[0]
+        for row in range(start, end if weights is not None else start):
+            assert weights is not None
+            for part in weights.slices:
+                a = weights.a[part.rank_start : part.rank_end].double()
+                expected[row, part.out_start : part.out_end] += part.b.double() @ (a @ x[row].double())
+    return expected
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("in_features", [16, 257])
+@pytest.mark.parametrize(("dtype", "tolerance"), FORMATS)
+def test_mixed_ranks_modules_and_lengths_in_one_batch(
+    form: str, in_features: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(190, in_features).to(dtype), torch.randn(190, 12).to(dtype)
+    runs = [
+        LoraRun(1, 2, make_adapter((8, 8), in_features, dtype)),
+        LoraRun(2, 5, make_adapter((3, 0), in_features, dtype)),
+        LoraRun(5, 7, make_adapter((0, 0), in_features, dtype)),
+        LoraRun(7, 90, make_adapter((4, 4), in_features, dtype)),  # Longer than what goes row by row.
+        LoraRun(95, 190, make_adapter((0, 5), in_features, dtype)),
+    ]
+    kernels = make_kernels(form, dtype)
+    before, expected = y.clone(), lora_by_row(x, y, runs)
+    kernels.add_lora(x, y, kernels.plan_lora(runs), 0)
+    torch.testing.assert_close(y.double(), expected, atol=tolerance, rtol=tolerance)
+    assert torch.equal(y[[0, 5, 6, 90, 94]], before[[0, 5, 6, 90, 94]])
+    assert torch.equal(y[2:5, 5:], before[2:5, 5:])
+
+
+def make_cache(dtype: torch.dtype) -> LayerCache:
+    """A cache whose every unused slot would spoil what reads it, but for the padding."""
+    num_slots = (NUM_BLOCKS + 1) * BLOCK_SIZE
+    cache = torch.full((2, NUM_KV_HEADS, num_slots, HEAD_DIM), float("nan"), dtype=dtype)
+    cache[:, :, PADDING_BLOCK * BLOCK_SIZE :] = 0
+    return LayerCache(cache[0], cache[1])
+
+
+def attend_by_row(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """query [num_heads, head_dim] over keys and values [context_len, num_kv_heads, head_dim]."""
+    rows = []
+    for head in range(query.shape[0]):
+        weights = torch.softmax(keys[:, head // GROUP] @ query[head] * SCALE, dim=0)
+        rows.append(weights @ values[:, head // GROUP])
+    return torch.cat(rows)
+
+
+def unrotated(num_tokens: int, dtype: torch.dtype) -> Rotation:
+    return Rotation(torch.ones(num_tokens, HEAD_DIM, dtype=dtype), torch.zeros(num_tokens, HEAD_DIM, dtype=dtype))
+
+
+def run_attention(kernels: Kernels, cache: LayerCache, spans: Sequence[Span], qkv: Tensor) -> Tensor:
+    plan = kernels.plan_attention(StepGeometry(spans, BLOCK_SIZE, PADDING_BLOCK))
+    kernels.rotate_and_store(qkv, unrotated(qkv.shape[0], qkv.dtype), cache, plan)
+    return kernels.paged_attention(qkv, cache, plan, SCALE)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("dtype", "tolerance"), FORMATS)
+def test_chunks_and_decodes_see_their_own_context_alone(form: str, dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    kernels, cache = make_kernels(form, dtype), make_cache(dtype)
+    tables = [[7, 2], [1], [5, 0, 9], [3]]
+    lengths, num_new = [6, 3, 10, 4], [1, 1, 5, 4]
+    tokens = [torch.randn(length, NUM_HEADS + 2 * NUM_KV_HEADS, HEAD_DIM).to(dtype) for length in lengths]
+    before, now = [], []
+    row = start = 0
+    for table, length, new in zip(tables, lengths, num_new, strict=True):
+        if length > new:
+            before.append(Span(start, start + length - new, length - new, table))
+            start += length - new
+        now.append(Span(row, row + new, length, table))
+        row += new
+    cached = [rows[:-new] for rows, new in zip(tokens, num_new, strict=True) if rows.shape[0] > new]
+    run_attention(kernels, cache, before, torch.cat(cached).clone())
+    fresh = torch.cat([rows[-new:] for rows, new in zip(tokens, num_new, strict=True)])
+    output = run_attention(kernels, cache, now, fresh.clone())
+    expected = [
+        attend_by_row(rows[end - 1, :NUM_HEADS], rows[:end, NUM_HEADS:-NUM_KV_HEADS], rows[:end, -NUM_KV_HEADS:])
+        for rows, new in zip((rows.double() for rows in tokens), num_new, strict=True)
+        for end in range(rows.shape[0] - new + 1, rows.shape[0] + 1)
+    ]
+    torch.testing.assert_close(output.double(), torch.stack(expected), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_part_of_a_head_rotates_and_no_other_slot_is_written(form: str) -> None:
+    torch.manual_seed(0)
+    kernels, cache = make_kernels(form), make_cache(torch.float32)
+    qkv, angles = torch.randn(2, NUM_HEADS + 2 * NUM_KV_HEADS, HEAD_DIM), torch.randn(2, 2, 4)
+    plan = kernels.plan_attention(StepGeometry([Span(0, 2, 2, [6])], BLOCK_SIZE, PADDING_BLOCK))
+    expected = qkv.clone()
+    first, second = qkv[:, :-NUM_KV_HEADS, :2], qkv[:, :-NUM_KV_HEADS, 2:4]
+    cos, sin = angles.unsqueeze(2)
+    expected[:, :-NUM_KV_HEADS, :4] = torch.cat((first, second), -1) * cos + torch.cat((second, first), -1) * sin
+    kernels.rotate_and_store(qkv, Rotation(angles[0], angles[1]), cache, plan)
+    torch.testing.assert_close(qkv, expected)
+    written = slice(6 * BLOCK_SIZE, 6 * BLOCK_SIZE + 2)
+    assert torch.equal(cache.keys[:, written], qkv[:, NUM_HEADS:-NUM_KV_HEADS].transpose(0, 1))
+    assert torch.equal(cache.values[:, written], qkv[:, -NUM_KV_HEADS:].transpose(0, 1))
+    assert int(torch.isnan(cache.keys).sum()) == NUM_KV_HEADS * HEAD_DIM * (NUM_BLOCKS * BLOCK_SIZE - 2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("dtype", "tolerance"), FORMATS)
+def test_norm_gate_and_linear_layer(form: str, dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    kernels = make_kernels(form, dtype)
+    x, delta, weight = torch.randn(5, 16).to(dtype), torch.randn(5, 16).to(dtype), torch.randn(16)
+    total = x + delta
+    normed = kernels.add_rms_norm(x, delta, weight, 1e-5)
+    assert torch.equal(x, total)
+    exact = total.double() * torch.rsqrt(total.double().pow(2).mean(-1, keepdim=True) + 1e-5) * weight.double()
+    torch.testing.assert_close(normed.double(), exact, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-5), normed)
+    gate, up = x.double().chunk(2, dim=-1)
+    gated = gate * torch.sigmoid(gate) * up
+    torch.testing.assert_close(kernels.silu_mul(x).double(), gated, atol=tolerance, rtol=tolerance)
+    wide, bias = torch.randn(7, 16).to(dtype), torch.randn(7).to(dtype)
+    wanted = x.double() @ wide.double().T + bias.double()
+    found = kernels.linear(x, kernels.pack(wide), bias).double()
+    torch.testing.assert_close(found, wanted, atol=4 * tolerance, rtol=tolerance)
