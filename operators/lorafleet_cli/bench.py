@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lorafleet_pipeline.base_models import DEFAULT_BASE_MODEL, resolve_base_model
 from lorafleet_pipeline.exceptions import InvalidSetting
 from lorafleet_pipeline.settings import PlatformSettings
 
@@ -27,11 +28,6 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 _MEASURED_VERSIONS = ("lorafleet", "torch", "transformers", "peft", "mlflow")
 
 command = typer.Typer(no_args_is_help=True, help="Measure, peers and limits in the same run.")
-
-
-@command.callback()
-def _group() -> None:
-    """Keeps `promotion` a subcommand while it is the only one."""
 
 
 @command.command()
@@ -45,6 +41,19 @@ def promotion(
     notes = Console(stderr=True)
     results = _benchmark("promotion").measure(settings, name, repeats, notes.print)
     _show("promotion", results, as_json=as_json)
+
+
+@command.command()
+def serving(
+    model: Annotated[str, typer.Option(help="Base model: a folder or a hub id")] = DEFAULT_BASE_MODEL,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; each measures everything once")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
+) -> None:
+    """Decoding with 0, 1, 8 and 25 adapters, beside transformers, PEFT and what the machine allows."""
+    folder = resolve_base_model(model)
+    notes = Console(stderr=True)
+    results = _benchmark("serving").measure(folder, repeats, notes.print)
+    _show("serving", results, as_json=as_json)
 
 
 def _benchmark(name: str) -> ModuleType:

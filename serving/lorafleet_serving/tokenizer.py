@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +85,7 @@ class PodTokenizer:
         added: Any = self._text.get_added_tokens_decoder().get(token_id)
         return added is not None and bool(added.special)
 
-    def check_ids(self, token_ids: Sequence[int]) -> None:
+    def check_ids(self, token_ids: Iterable[int], field: str = "prompt") -> None:
         """Turn away tokens that are none.
 
         Raises:
@@ -93,7 +93,7 @@ class PodTokenizer:
         """
         wrong = next((item for item in token_ids if not 0 <= item < self._num_ids), None)
         if wrong is not None:
-            raise InvalidRequest(f"token id {wrong} is not between 0 and {self._num_ids - 1}", field="prompt")
+            raise InvalidRequest(f"token id {wrong} is not between 0 and {self._num_ids - 1}", field=field)
 
     def check_text(self, text: str, max_tokens: int) -> None:
         """Turn away a text that is none or must be too long, without the work of tokenizing it.

@@ -155,6 +155,7 @@ class Asker:
                 # From finding a version on, it must not be unloaded.
                 held.enter_context(self.pod.catalog.lease(version.digest))
             block = _prompt_block(version) if question.variables is not None else None
+            self.pod.tokenizer.check_ids((token_id for token_id, _ in question.sampling.logit_bias), "logit_bias")
             token_ids = await self._encode(question, block)
             if question.truncate is not None:
                 token_ids = token_ids[-question.truncate :]

@@ -146,13 +146,17 @@ class LoraxRoutes:
 def _sampling(parameters: GenerateParameters, num_logprobs: int | None) -> SamplingParams:
     """Any setting that only makes sense with sampling turns it on, as in LoRAX."""
     temperature = parameters.temperature
-    warps = temperature not in (None, 1.0) or parameters.top_k is not None or parameters.top_p is not None
+    filters = (parameters.top_k, parameters.top_p, parameters.typical_p)
+    warps = temperature not in (None, 1.0) or any(value is not None for value in filters)
     samples = parameters.do_sample or warps
     return SamplingParams(
         temperature=(1.0 if temperature is None else temperature) if samples else 0.0,
         top_k=parameters.top_k,
         top_p=parameters.top_p,
+        typical_p=parameters.typical_p,
         repetition_penalty=1.0 if parameters.repetition_penalty is None else parameters.repetition_penalty,
+        frequency_penalty=parameters.frequency_penalty or 0.0,
+        presence_penalty=parameters.presence_penalty or 0.0,
         seed=parameters.seed,
         ignore_eos=bool(parameters.ignore_eos_token),
         num_logprobs=num_logprobs,

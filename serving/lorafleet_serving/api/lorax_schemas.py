@@ -22,6 +22,9 @@ class GenerateParameters(RequestBody):
     repetition_penalty: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    typical_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
     do_sample: bool | None = False
     max_new_tokens: int | None = None
     ignore_eos_token: bool | None = False
@@ -34,9 +37,6 @@ class GenerateParameters(RequestBody):
     # Fields that clients send at their neutral value; any other value is refused rather than ignored.
     merged_adapters: None = None
     best_of: Literal[1] | None = None
-    typical_p: None = None
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
     watermark: Literal[False] | None = None
     decoder_input_details: Literal[False] | None = None
     apply_chat_template: Literal[False] | None = None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from lorafleet_serving.api.answer import Answer, Asker, Question, WholeAnswer
-from lorafleet_serving.api.openai_chunks import ChatChunks, Chunks, Json, TextChunks, finish_reason, head, usage
+from lorafleet_serving.api.openai_choices import ChatChoices, Choices, TextChoices
+from lorafleet_serving.api.openai_chunks import ChatChunks, Chunks, Json, TextChunks, head, usage
+from lorafleet_serving.api.openai_sampling import nth_sampling, sampling_of
 from lorafleet_serving.api.schemas import (
     MAX_PROMPTS,
     ChatRequest,
@@ -18,13 +20,10 @@ from lorafleet_serving.api.schemas import (
     SamplingFields,
 )
 from lorafleet_serving.api.sse import CLIENT_GONE, EventStream, unless_disconnected
-from lorafleet_serving.engine.request import SamplingParams
 from lorafleet_serving.exceptions import InvalidRequest
 
 _DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of the legacy route."""
-
-ChoiceWriter = Callable[[int, WholeAnswer], Json]
 
 
 class OpenAIRoutes:
@@ -45,11 +44,12 @@ class OpenAIRoutes:
         if body.stream and len(prompts) > 1:
             raise InvalidRequest(f"prompt holds {len(prompts)} prompts: a stream takes one", field="prompt")
         is_admin = self._asker.is_admin(request)
+        sampling = sampling_of(body)
         questions = [
             Question(
                 model=body.model,
                 is_admin=is_admin,
-                sampling=_sampling(body),
+                sampling=nth_sampling(sampling, number),
                 max_tokens=body.max_tokens,
                 max_tokens_field="max_tokens",
                 default_max_tokens=_DEFAULT_COMPLETION_TOKENS,
@@ -59,10 +59,11 @@ class OpenAIRoutes:
                 variables=body.variables,
             )
             for prompt in prompts
+            for number in range(_num_answers(body))
         ]
         if body.stream:
             return await self._stream(questions[0], body, TextChunks)
-        return await self._answer(request, questions, "cmpl", "text_completion", _text_choice)
+        return await self._answer(request, questions, body, TextChoices(self._pod.tokenizer.decode))
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation through the base model's chat template, or `variables` through the adapter's."""
@@ -71,19 +72,23 @@ class OpenAIRoutes:
         if body.messages is not None:
             messages = [{"role": message.role, "content": message.text} for message in body.messages]
         field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-        question = Question(
-            model=body.model,
-            is_admin=self._asker.is_admin(request),
-            sampling=_sampling(body),
-            max_tokens=getattr(body, field),
-            max_tokens_field=field,
-            stop=body.stop_strings,
-            messages=messages,
-            variables=body.variables,
-        )
+        sampling, is_admin = sampling_of(body), self._asker.is_admin(request)
+        questions = [
+            Question(
+                model=body.model,
+                is_admin=is_admin,
+                sampling=nth_sampling(sampling, number),
+                max_tokens=getattr(body, field),
+                max_tokens_field=field,
+                stop=body.stop_strings,
+                messages=messages,
+                variables=body.variables,
+            )
+            for number in range(_num_answers(body))
+        ]
         if body.stream:
-            return await self._stream(question, body, ChatChunks)
-        return await self._answer(request, [question], "chatcmpl", "chat.completion", _chat_choice)
+            return await self._stream(questions[0], body, ChatChunks)
+        return await self._answer(request, questions, body, ChatChoices(self._pod.tokenizer.decode))
 
     async def models(self) -> Json:
         """The base model, and every adapter that can be asked for by its bare name."""
@@ -101,7 +106,7 @@ class OpenAIRoutes:
         return {"object": "list", "data": data}
 
     async def _answer(
-        self, request: Request, questions: Sequence[Question], prefix: str, kind: str, write: ChoiceWriter
+        self, request: Request, questions: Sequence[Question], body: SamplingFields, choices: Choices
     ) -> Response:
         answers: list[Answer] = []
         try:
@@ -113,15 +118,19 @@ class OpenAIRoutes:
                 answer.close()
         if whole is None:
             return Response(status_code=CLIENT_GONE)
-        body = head(prefix, kind, answers[0].model)
-        body["choices"] = [write(index, item) for index, item in enumerate(whole)]
-        body["usage"] = usage(sum(item.num_prompt for item in answers), sum(item.num_tokens for item in whole))
-        return JSONResponse(body, headers=answers[0].headers)
+        result = head(choices.prefix, choices.kind, answers[0].model)
+        result["choices"] = [choices.write(index, item) for index, item in enumerate(whole)]
+        # A prompt is counted once, however many answers it gets.
+        num_prompt = sum(item.num_prompt for item in answers[:: _num_answers(body)])
+        result["usage"] = usage(num_prompt, sum(item.num_tokens for item in whole))
+        return JSONResponse(result, headers=answers[0].headers)
 
     async def _stream(self, question: Question, body: SamplingFields, chunks: type[Chunks]) -> Response:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         answer = await self._asker.ask(question)
-        events = chunks(answer, with_usage=with_usage).events()
+        decode = self._pod.tokenizer.decode
+        logprobs = None if question.sampling.num_logprobs is None else chunks.logprobs(decode)
+        events = chunks(answer, with_usage=with_usage, logprobs=logprobs).events()
         return EventStream(events, answer.headers, answer.close, lorax=False)
 
 
@@ -154,26 +163,11 @@ def _split_prompts(prompt: Prompt) -> list[str | tuple[int, ...]]:
     return [*found, tuple(numbers)] if numbers else found
 
 
-def _sampling(body: SamplingFields) -> SamplingParams:
-    return SamplingParams(
-        temperature=body.temperature or 0.0,
-        top_k=None if body.top_k in (0, -1) else body.top_k,
-        top_p=body.top_p,
-        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
-        seed=body.seed,
-        ignore_eos=body.ignore_eos,
-    )
-
-
-def _text_choice(index: int, answer: WholeAnswer) -> Json:
-    reason = finish_reason(answer.finish_reason)
-    return {"index": index, "text": answer.text, "logprobs": None, "finish_reason": reason}
-
-
-def _chat_choice(index: int, answer: WholeAnswer) -> Json:
-    message = {"role": "assistant", "content": answer.text}
-    reason = finish_reason(answer.finish_reason)
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+def _num_answers(body: SamplingFields) -> int:
+    count = body.n or 1
+    if body.stream and count > 1:
+        raise InvalidRequest(f"n is {count}: a stream takes one answer", field="n")
+    return count
 
 
 def _model(model_id: str, *, root: str, parent: str | None) -> Json:

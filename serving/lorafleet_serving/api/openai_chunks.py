@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from lorafleet_serving.api.answer import Answer
+from lorafleet_serving.api.openai_logprobs import ChatLogprobs, LogprobWriter, TextLogprobs
 from lorafleet_serving.api.sse import DONE, event
 from lorafleet_serving.engine.request import FinishReason
+from lorafleet_serving.generation import Piece
 
 Json = dict[str, Any]
 
@@ -19,10 +21,12 @@ class Chunks:
 
     prefix = ""
     kind = ""
+    logprobs: type[LogprobWriter]
 
-    def __init__(self, answer: Answer, *, with_usage: bool) -> None:
+    def __init__(self, answer: Answer, *, with_usage: bool, logprobs: LogprobWriter | None) -> None:
         self._answer = answer
         self._with_usage = with_usage
+        self._logprobs = logprobs
         self._head = head(self.prefix, self.kind, answer.model)
 
     async def events(self) -> AsyncIterator[str]:
@@ -30,10 +34,13 @@ class Chunks:
         first = self.opening()
         if first is not None:
             yield self._chunk(first)
+        unwritten: list[Piece] = []
         async for piece in self._answer.pieces():
+            unwritten.append(piece)
             if piece.text or piece.finish_reason is not None:
                 reason = None if piece.finish_reason is None else finish_reason(piece.finish_reason)
-                yield self._chunk(self.choice(piece.text, reason))
+                yield self._chunk(self.choice(piece.text, reason), unwritten)
+                unwritten = []
         if self._with_usage:
             counted = usage(self._answer.num_prompt, self._answer.num_tokens)
             yield event({**self._head, "choices": [], "usage": counted})
@@ -47,8 +54,9 @@ class Chunks:
         """A choice that carries text, the end, or both."""
         raise NotImplementedError
 
-    def _chunk(self, choice: Json) -> str:
-        chunk = {**self._head, "choices": [{"index": 0, **choice, "logprobs": None}]}
+    def _chunk(self, choice: Json, pieces: Sequence[Piece] = ()) -> str:
+        logprobs = self._logprobs.write(pieces) if self._logprobs is not None and pieces else None
+        chunk = {**self._head, "choices": [{"index": 0, **choice, "logprobs": logprobs}]}
         # With usage asked for, every chunk before the last one carries the field too.
         return event({**chunk, "usage": None} if self._with_usage else chunk)
 
@@ -58,6 +66,7 @@ class TextChunks(Chunks):
 
     prefix = "cmpl"
     kind = "text_completion"
+    logprobs = TextLogprobs
 
     def choice(self, text: str, reason: str | None) -> Json:
         """A piece of text."""
@@ -69,6 +78,7 @@ class ChatChunks(Chunks):
 
     prefix = "chatcmpl"
     kind = "chat.completion.chunk"
+    logprobs = ChatLogprobs
 
     def opening(self) -> Json | None:
         """Who speaks."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictInt, model_validator
 
 MAX_PROMPTS = 64
+MAX_ANSWERS = 16
 _MAX_FIELDS = 100
 
 
@@ -51,15 +52,18 @@ class SamplingFields(RequestBody):
     temperature: float | None = Field(None, description="0, greedy, unless set: adapters are evaluated greedily")
     top_p: float | None = None
     top_k: int | None = Field(None, description="0 and -1 switch it off")
+    min_p: float | None = None
+    typical_p: float | None = None
     repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = Field(None, description="Token ids, and what is added to their logits")
+    min_tokens: int | None = Field(None, description="Tokens before which the answer does not end")
     seed: int | None = None
     ignore_eos: bool = False
     stop: str | Strings | None = None
     user: str | None = Field(None, description="Accepted and not used")
-    # Fields that clients send at their neutral value; any other value is refused rather than ignored.
-    n: Literal[1] | None = None
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
+    n: int | None = Field(None, ge=1, le=MAX_ANSWERS, description="Answers to each prompt; with a stream, one")
 
     @property
     def stop_strings(self) -> tuple[str, ...] | None:
@@ -74,11 +78,11 @@ class CompletionRequest(SamplingFields):
 
     prompt: Prompt | None = None
     max_tokens: int | None = None
+    # Fields that clients send at their neutral value; any other value is refused rather than ignored.
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     suffix: None = None
-    logprobs: None = None
-    logit_bias: None = None
+    logprobs: int | None = Field(None, ge=0, le=20, description="Alternatives reported beside each token")
 
 
 class TextPart(RequestBody):
@@ -107,9 +111,8 @@ class ChatRequest(SamplingFields):
     messages: Annotated[list[ChatMessage], _FirstErrorOnly(), Field(min_length=1)] | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: None = None
-    logit_bias: None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="Alternatives beside each token; needs `logprobs`")
     tools: None = None
     tool_choice: Literal["none"] | None = None
     response_format: None = None

@@ -80,7 +80,7 @@ class Engine:
         if chunks:
             logits = self._runner.run(chunks, self._adapters.weights)
             sampling = [chunk.sequence for chunk in chunks if chunk.samples]
-            samples = [] if logits is None else sample(logits, sampling)
+            samples = [] if logits is None else sample(logits, sampling, self._eos_token_ids)
             outputs += self._postprocess(chunks, dict(zip(sampling, samples, strict=True)))
             self._num_steps += 1
         return outputs
@@ -228,13 +228,16 @@ class Engine:
             self._adapters.leave(sequence.adapter)
 
     def _check(self, request: GenerationRequest) -> None:
-        prompt = request.prompt_token_ids
+        prompt, sampling = request.prompt_token_ids, request.sampling
         if request.request_id in self._sequences:
             raise InvalidRequest(f"request_id {request.request_id!r} is in use", field="request_id")
         if not prompt:
             raise InvalidRequest("the prompt has no tokens", field="prompt_token_ids")
         if min(prompt) < 0 or max(prompt) >= self._vocab_size:
             raise InvalidRequest(f"token ids must be from 0 to {self._vocab_size - 1}", field="prompt_token_ids")
+        for field, named in (("logit_bias", [i for i, _ in sampling.logit_bias]), ("stop", sampling.stop_token_ids)):
+            if any(not 0 <= token_id < self._vocab_size for token_id in named):
+                raise InvalidRequest(f"{field} names a token id above {self._vocab_size - 1} or below 0", field=field)
         if len(prompt) + request.sampling.max_new_tokens > self.max_model_len:
             raise InvalidRequest(
                 f"the prompt has {len(prompt)} tokens and max_new_tokens is {request.sampling.max_new_tokens}, "

@@ -31,10 +31,19 @@ class SamplingParams:
     """0 takes the most likely token."""
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    """Least probability of a token, as a share of the most likely one's."""
+    typical_p: float | None = None
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Tokens, and what is added to their logits."""
     seed: int | None = None
     """Seed of the request's own random stream; None draws one."""
     ignore_eos: bool = False
+    min_new_tokens: int = 0
+    """Tokens before which neither the end token nor a stop token comes."""
     stop_token_ids: tuple[int, ...] = ()
     num_logprobs: int | None = None
     """Number of alternatives reported beside the chosen token; None reports no log-probability."""
@@ -44,6 +53,14 @@ class SamplingParams:
         _check("temperature", self.temperature, 0.0 <= self.temperature < float("inf"), "at least 0 and finite")
         _check("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1")
         _check("top_p", self.top_p, self.top_p is None or 0.0 < self.top_p <= 1.0, "above 0 and at most 1")
+        _check("min_p", self.min_p, self.min_p is None or 0.0 <= self.min_p <= 1.0, "between 0 and 1")
+        _check("typical_p", self.typical_p, self.typical_p is None or 0.0 < self.typical_p <= 1.0, "above 0, at most 1")
+        for name in ("frequency_penalty", "presence_penalty"):
+            _check(name, getattr(self, name), -2.0 <= getattr(self, name) <= 2.0, "between -2 and 2")
+        biases = [bias for _, bias in self.logit_bias]
+        _check("logit_bias", biases, all(-100.0 <= bias <= 100.0 for bias in biases), "from -100 to 100 for each token")
+        least, most = self.min_new_tokens, self.max_new_tokens
+        _check("min_tokens", least, 0 <= least <= most, f"between 0 and the most tokens, {most}")
         penalty = self.repetition_penalty
         _check("repetition_penalty", penalty, 0.0 < penalty < float("inf"), "above 0 and finite")
         _check("seed", self.seed, self.seed is None or 0 <= self.seed < 2**64, "between 0 and 2**64 - 1")

@@ -177,7 +177,18 @@ def test_models_give_parent_root_version_and_digest(pod: PodProcess, adapter: Re
         ({"prompt": "x", "temperature": -1}, 422, "temperature"),
         ({"prompt": "x", "top_p": 0}, 422, "top_p"),
         ({"prompt": "x", "unheard_of": 1}, 422, "unheard_of"),
-        ({"prompt": "x", "n": 2}, 422, "n"),
+        ({"prompt": "x", "n": 17}, 422, "n"),
+        ({"prompt": "x", "n": 2, "stream": True}, 422, "n"),
+        ({"prompt": "x", "logprobs": 21}, 422, "logprobs"),
+        ({"prompt": "x", "min_p": 1.5}, 422, "min_p"),
+        ({"prompt": "x", "typical_p": 0}, 422, "typical_p"),
+        ({"prompt": "x", "frequency_penalty": 2.1}, 422, "frequency_penalty"),
+        ({"prompt": "x", "presence_penalty": -3}, 422, "presence_penalty"),
+        ({"prompt": "x", "logit_bias": {"x": 1}}, 422, "logit_bias"),
+        ({"prompt": "x", "logit_bias": {"1": 101}}, 422, "logit_bias"),
+        ({"prompt": "x", "logit_bias": {"100000": 1}}, 422, "logit_bias"),
+        ({"prompt": "x", "logit_bias": {str(token_id): 1 for token_id in range(301)}}, 422, "logit_bias"),
+        ({"prompt": "x", "max_tokens": 4, "min_tokens": 5}, 422, "min_tokens"),
         ({"prompt": "x", "stop": ["a"] * 17}, 422, "stop"),
         ({"prompt": ""}, 422, "prompt"),
         ({"prompt": []}, 422, "prompt"),
@@ -201,6 +212,65 @@ def test_bad_requests_are_told_what_is_wrong(
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (status, param), error
     assert set(error) == {"message", "type", "param", "code"}
+
+
+def test_several_answers_share_a_prompt_and_have_streams_of_their_own(pod: PodProcess, adapter: Registered) -> None:
+    asked = {"model": "dialects", "prompt": ["the cat", "a dog"], "max_tokens": 8, "temperature": 2.0}
+    asked |= {"seed": 5, "ignore_eos": True}
+    both = _post(pod, "/v1/completions", **asked, n=3)
+    texts = [choice["text"] for choice in both["choices"]]
+    assert [choice["index"] for choice in both["choices"]] == list(range(6))
+    assert len(set(texts)) > 2
+    alone = _post(pod, "/v1/completions", **asked)
+    assert [texts[0], texts[3]] == [choice["text"] for choice in alone["choices"]]
+    assert both["usage"]["prompt_tokens"] == alone["usage"]["prompt_tokens"]
+    assert both["usage"]["completion_tokens"] == 48
+    messages = [{"role": "user", "content": "the cat"}]
+    chat = _post(pod, "/v1/chat/completions", messages=messages, max_tokens=4, n=2)
+    assert [choice["message"]["content"] for choice in chat["choices"]] == [
+        chat["choices"][0]["message"]["content"]
+    ] * 2
+
+
+def test_log_probabilities_of_a_completion_stand_side_by_side(pod: PodProcess, adapter: Registered) -> None:
+    asked = {"model": "dialects", "prompt": "the cat", "max_tokens": 5, "logprobs": 3}
+    choice = _post(pod, "/v1/completions", **asked)["choices"][0]
+    logprobs = choice["logprobs"]
+    assert {len(values) for values in logprobs.values()} == {5}
+    assert all(len(top) == 3 for top in logprobs["top_logprobs"])
+    # Greedy: the token is its own likeliest alternative.
+    assert logprobs["token_logprobs"] == [max(top.values()) for top in logprobs["top_logprobs"]]
+    assert logprobs["text_offset"] == sorted(logprobs["text_offset"])
+    assert logprobs["text_offset"][0] == 0
+    with pod.http.stream("POST", "/v1/completions", json={**asked, "stream": True}) as response:
+        parts = [event["choices"][0]["logprobs"] for event in _events(response.read().decode())]
+    streamed = [value for part in parts if part for value in part["token_logprobs"]]
+    assert streamed == pytest.approx(logprobs["token_logprobs"], abs=1e-4)
+
+
+def test_log_probabilities_of_a_message_are_one_object_each(pod: PodProcess, adapter: Registered) -> None:
+    client = openai.OpenAI(base_url=f"{pod.url}/v1", api_key="none")
+    answer = client.chat.completions.create(
+        model="dialects", messages=[{"role": "user", "content": "x"}], max_tokens=4, logprobs=True, top_logprobs=2
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert len(logprobs.content) == 4
+    for entry in logprobs.content:
+        assert len(entry.top_logprobs) == 2
+        assert entry.logprob == entry.top_logprobs[0].logprob <= 0
+        assert bytes(entry.bytes or []).decode() == entry.token
+
+
+def test_bias_and_least_length_reach_the_engine(pod: PodProcess, adapter: Registered) -> None:
+    asked = {"model": "dialects", "prompt": "the cat", "max_tokens": 3, "logprobs": 0}
+    plain = _post(pod, "/v1/completions", **asked)["choices"][0]["logprobs"]["tokens"]
+    biased = _post(pod, "/v1/completions", **asked, logit_bias={"7": 100})["choices"][0]["logprobs"]["tokens"]
+    assert len(set(biased)) == 1
+    assert biased != plain
+    ending = _post(pod, "/v1/completions", **asked, logit_bias={"2": 100}, min_tokens=2)
+    assert ending["usage"]["completion_tokens"] in (2, 3)
 
 
 def test_an_explicit_version_is_the_administrators(pod: PodProcess, adapter: Registered) -> None:

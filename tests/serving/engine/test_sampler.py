@@ -66,6 +66,57 @@ def test_repetition_penalty_lowers_tokens_of_prompt_and_answer() -> None:
     assert sample(row, [make_sequence((2,), repetition_penalty=1.5)])[0].token_id == 0
 
 
+def test_min_p_leaves_what_is_likely_enough_beside_the_most_likely() -> None:
+    logits = [math.log(0.5), math.log(0.3), math.log(0.15), math.log(0.05)]
+    assert set(draw(logits, 500, temperature=1.0, min_p=0.31)) == {0, 1}
+    assert set(draw(logits, 500, temperature=1.0, min_p=0.0)) == {0, 1, 2, 3}
+
+
+def test_typical_p_leaves_the_tokens_of_expected_surprise() -> None:
+    # Entropy 1.09 nats; surprises 0.51, 1.61 (three times): nearest are the three, and only then the likeliest.
+    logits = [math.log(0.4)] + [math.log(0.2)] * 3
+    weights = torch.tensor([0.4, 0.2, 0.2, 0.2])
+    entropy = -(weights * weights.log()).sum()
+    nearest = (-(weights.log()) - entropy).abs().argsort().tolist()
+    assert set(draw(logits, 500, temperature=1.0, typical_p=0.3)) == set(nearest[:2])
+    assert set(draw(logits, 800, temperature=1.0, typical_p=1.0)) == {0, 1, 2, 3}
+
+
+def answered(answer: tuple[int, ...], **sampling: float) -> Sequence:
+    """A sequence that has answered some tokens to the prompt (1,)."""
+    sequence = make_sequence((1,), **sampling)
+    sequence.token_ids += answer
+    return sequence
+
+
+def test_frequency_penalty_counts_and_presence_penalty_does_not() -> None:
+    row = torch.tensor([[3.0, 0.0, 2.2]])
+    assert sample(row, [answered((0, 0), frequency_penalty=0.5)])[0].token_id == 2
+    assert sample(row, [answered((0, 0), presence_penalty=0.5)])[0].token_id == 0
+    assert sample(row, [answered((0,), presence_penalty=1.0)])[0].token_id == 2
+    assert sample(row, [answered((2, 2), frequency_penalty=-1.0)])[0].token_id == 2
+
+
+def test_penalties_of_the_answer_leave_the_prompt_alone() -> None:
+    row = torch.tensor([[0.0, 1.0, 0.5]])
+    assert sample(row, [make_sequence((1, 1), frequency_penalty=2.0, presence_penalty=2.0)])[0].token_id == 1
+
+
+def test_bias_is_added_and_logprobs_stay_the_models() -> None:
+    sequence = make_sequence(logit_bias=((2, 5.0),), num_logprobs=0)  # type: ignore[arg-type]
+    item = sample(torch.tensor([[1.0, 0.0, 0.0]]), [sequence])[0]
+    assert item.token_id == 2
+    assert item.logprob == pytest.approx(-math.log(math.e + 2), abs=1e-5)
+
+
+def test_an_answer_does_not_end_before_its_least_length() -> None:
+    row = torch.tensor([[9.0, 8.0, 1.0]])
+    stops = SamplingParams(min_new_tokens=2, stop_token_ids=(1,))
+    young, old = (Sequence(GenerationRequest("r", (1,), stops), arrival=0) for _ in range(2))
+    old.token_ids += (2, 2)
+    assert [item.token_id for item in sample(row.repeat(2, 1), [young, old], end_token_ids={0})] == [2, 0]
+
+
 def test_random_stream_belongs_to_the_request_and_not_to_the_batch() -> None:
     torch.manual_seed(0)
     rows = torch.randn(8, 50)

@@ -1,0 +1,64 @@
+"""Changes to a row of logits before its token is chosen: bias, penalties, tokens that may not come yet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from lorafleet_serving.engine.request import SamplingParams
+from lorafleet_serving.engine.sequence import Sequence
+
+
+def changes_logits(sequence: Sequence) -> bool:
+    """Whether a sequence's next token is chosen from other logits than the model's."""
+    params = sequence.request.sampling
+    return bool(
+        params.logit_bias
+        or params.repetition_penalty != 1.0
+        or params.frequency_penalty
+        or params.presence_penalty
+        or sequence.num_generated < params.min_new_tokens
+    )
+
+
+def adjust(logits: Tensor, sequence: Sequence, end_token_ids: Collection[int]) -> Tensor:
+    """Apply what a sequence's parameters ask for, to fp32 logits [vocab_size].
+
+    Bias first, as OpenAI has it; the repetition penalty (Keskar et al. 2019, CTRL, section 4.1) over prompt and
+    answer, frequency and presence penalty (OpenAI's API reference) over the answer; ends last, so that nothing
+    brings them back.
+    """
+    params = sequence.request.sampling
+    if params.logit_bias:
+        token_ids, values = zip(*params.logit_bias, strict=True)
+        logits = logits.index_add(0, _ids(token_ids, logits), torch.tensor(values, device=logits.device))
+    if params.repetition_penalty != 1.0:
+        logits = _penalize_repetition(logits, sequence.token_ids, params.repetition_penalty)
+    if params.frequency_penalty or params.presence_penalty:
+        logits = _penalize_answer(logits, sequence, params)
+    if sequence.num_generated < params.min_new_tokens:
+        banned = {*end_token_ids, *params.stop_token_ids}
+        if banned:
+            logits = logits.index_fill(0, _ids(banned, logits), float("-inf"))
+    return logits
+
+
+def _penalize_repetition(logits: Tensor, token_ids: list[int], penalty: float) -> Tensor:
+    seen = _ids(token_ids, logits)
+    values = logits[seen]
+    return logits.index_put((seen,), torch.where(values > 0, values / penalty, values * penalty))
+
+
+def _penalize_answer(logits: Tensor, sequence: Sequence, params: SamplingParams) -> Tensor:
+    counts = Counter(sequence.token_ids[-sequence.num_generated :] if sequence.num_generated else ())
+    if not counts:
+        return logits
+    penalties = [params.presence_penalty + count * params.frequency_penalty for count in counts.values()]
+    return logits.index_add(0, _ids(counts, logits), -torch.tensor(penalties, device=logits.device))
+
+
+def _ids(token_ids: Collection[int], logits: Tensor) -> Tensor:
+    return torch.tensor(tuple(token_ids), dtype=torch.int64, device=logits.device)

@@ -1,0 +1,172 @@
+"""`lorafleet bench serving`: decoding of many adapters, beside its peers and its limits, in one run.
+
+Decoding alone is measured on all sides: the time between the first and the last token of a batch. Peers are
+transformers and PEFT on the same weights, prompts and adapters. Two limits stand beside them: `bound`, the model's
+linear layers alone through oneDNN, the faster of packed and plain weights; and `bandwidth`, the time that reading the
+weights once from memory takes.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorafleet_serving.engine.config import EngineConfig
+from lorafleet_serving.engine.engine import Engine
+from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
+from tests.benchmarks.limits import Limits
+
+NUM_SEQS = 32
+NUM_TOKENS = 32
+PROMPT = "The quick brown fox jumps over the lazy dog and then"
+RANK = 8
+MOST_ADAPTERS = 25
+
+Report = Callable[[str], None]
+
+
+def measure(model: Path, repeats: int, report: Report) -> dict[str, float]:
+    """Run the benchmark and return its flat map of results, in tokens per second: medians, and `.spread` of each."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        report(f"writing {MOST_ADAPTERS} adapters of rank {RANK}")
+        adapters = _write_adapters(model, Path(folder))
+        runs: dict[str, list[float]] = {}
+        contenders = _contenders(model, adapters, report)
+        for repeat in range(repeats):
+            # Side by side in each round, so that whatever else the machine does strikes all alike.
+            for name, run in contenders.items():
+                runs.setdefault(name, []).append(run())
+            report(f"round {repeat + 1}: " + ", ".join(f"{name} {values[-1]:.0f}" for name, values in runs.items()))
+    results: dict[str, float] = {}
+    for name, values in runs.items():
+        results[name] = statistics.median(values)
+        results[f"{name}.spread"] = (max(values) - min(values)) / results[name]
+    return results
+
+
+def _contenders(model: Path, adapters: Mapping[str, Path], report: Report) -> dict[str, Callable[[], float]]:
+    report("loading the engine, and transformers with PEFT")
+    ours = OurEngine(model, adapters)
+    peers = Peers(model, adapters)
+    limits = Limits(model, RANK)
+    return {
+        "bound.batch": lambda: limits.linears(NUM_SEQS),
+        "ours.base": lambda: ours.decode(NUM_SEQS, 0),
+        "ours.adapters_1": lambda: ours.decode(NUM_SEQS, 1),
+        "ours.adapters_8": lambda: ours.decode(NUM_SEQS, 8),
+        "ours.adapters_25": lambda: ours.decode(NUM_SEQS, 25),
+        "transformers.base": lambda: peers.decode(NUM_SEQS, 0),
+        "peft.adapters_1": lambda: peers.decode(NUM_SEQS, 1),
+        "peft.adapters_8": lambda: peers.decode(NUM_SEQS, 8),
+        "bound.single": lambda: limits.linears(1),
+        "ours.single_base": lambda: ours.decode(1, 0),
+        "ours.single_adapter": lambda: ours.decode(1, 1),
+        "bandwidth.batch": lambda: limits.bandwidth(NUM_SEQS, 0),
+        "bandwidth.adapters_8": lambda: limits.bandwidth(NUM_SEQS, 8),
+        "bandwidth.adapters_25": lambda: limits.bandwidth(NUM_SEQS, 25),
+        "bandwidth.single": lambda: limits.bandwidth(1, 0),
+    }
+
+
+class OurEngine:
+    """The engine, without the processes around it."""
+
+    def __init__(self, model: Path, adapters: Mapping[str, Path]) -> None:
+        # Prefix caching would spare us the prefill that the peers do; only decoding is timed, but let all do the same.
+        self._engine = Engine(EngineConfig(model, num_threads=torch.get_num_threads(), prefix_caching=False))
+        self._names = list(adapters)
+        for name, folder in adapters.items():
+            self._engine.load_adapter(name, folder)
+        self._prompt = tuple(_tokenizer(model)(PROMPT).input_ids)
+        self.decode(2, 1)  # Compiles.
+
+    def decode(self, num_seqs: int, num_adapters: int) -> float:
+        """Tokens per second of a batch whose sequences take turns at the adapters."""
+        sampling = SamplingParams(max_new_tokens=NUM_TOKENS, ignore_eos=True)
+        for number in range(num_seqs):
+            adapter = self._names[number % num_adapters] if num_adapters else None
+            self._engine.add_request(GenerationRequest(str(number), self._prompt, sampling, adapter))
+        num_first = 0
+        while num_first < num_seqs:
+            num_first += sum(output.token_id is not None for output in self._engine.step())
+        assert num_first == num_seqs, "a sequence decoded while another was still in its prompt"
+        start, num_tokens = time.perf_counter(), 0
+        while self._engine.has_unfinished():
+            num_tokens += sum(output.token_id is not None for output in self._engine.step())
+        return num_tokens / (time.perf_counter() - start)
+
+
+class Peers:
+    """transformers' `generate`, and PEFT's with an adapter for each sequence."""
+
+    def __init__(self, model: Path, adapters: Mapping[str, Path]) -> None:
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        self._tokens = _tokenizer(model)(PROMPT, return_tensors="pt").input_ids
+        self._plain: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+        self._names = list(adapters)[:8]
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+        self._peft: Any = PeftModel.from_pretrained(base, adapters[self._names[0]], adapter_name=self._names[0])
+        for name in self._names[1:]:
+            self._peft.load_adapter(adapters[name], adapter_name=name)
+        self._peft.eval()
+
+    def decode(self, num_seqs: int, num_adapters: int) -> float:
+        """Tokens per second of a batch whose sequences take turns at the adapters."""
+        model = self._peft if num_adapters else self._plain
+        mixed = {"adapter_names": [self._names[i % num_adapters] for i in range(num_seqs)]} if num_adapters > 1 else {}
+        ids = self._tokens.expand(num_seqs, -1)
+        clock = _TokenClock()
+        with torch.inference_mode():
+            model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=NUM_TOKENS,
+                min_new_tokens=NUM_TOKENS,
+                do_sample=False,
+                pad_token_id=0,
+                stopping_criteria=[clock],
+                **mixed,
+            )
+        return num_seqs * (NUM_TOKENS - 1) / (clock.times[-1] - clock.times[0])
+
+
+class _TokenClock:
+    """Notes when each token of a batch is there; stops nothing."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self.times.append(time.perf_counter())
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool)
+
+
+def _write_adapters(model: Path, folder: Path) -> dict[str, Path]:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    found = {}
+    for number in range(MOST_ADAPTERS):
+        torch.manual_seed(number)
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+        config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", init_lora_weights=False)
+        found[f"adapter_{number}"] = folder / str(number)
+        get_peft_model(base, config).save_pretrained(found[f"adapter_{number}"])
+    return found
+
+
+def _tokenizer(model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
