@@ -54,16 +54,27 @@ def platform_settings(registry_conn_id: str = REGISTRY_CONN_ID, pod_conn_id: str
     environ = dict(os.environ)
     if registry is not None:
         environ["LORAFLEET_MLFLOW_URL"] = base_url(registry)
+        environ |= _credentials(registry)
     settings = PlatformSettings.load(environ)
     if pods is None:
         return settings
     return replace(settings, pods=pod_urls(pods), admin_token=pods.password or settings.admin_token)
 
 
+def _credentials(registry: Connection) -> dict[str, str]:
+    """The connection's credentials, as MLflow's variables; without any, the variables that are set stand."""
+    given = {
+        "MLFLOW_TRACKING_USERNAME": registry.login,
+        "MLFLOW_TRACKING_PASSWORD": registry.password,
+        "MLFLOW_TRACKING_TOKEN": registry.extra_dejson.get("token"),
+    }
+    return {name: str(value) if value else "" for name, value in given.items()} if any(given.values()) else {}
+
+
 def registry_endpoint(connection: Connection | None) -> RegistryEndpoint:
     """Address and credentials of the registry."""
     if connection is None:
-        return RegistryEndpoint(PlatformSettings.load().mlflow_url, caller=_CALLER)
+        return PlatformSettings.load().registry_endpoint(_CALLER)
     extra = connection.extra_dejson
     return RegistryEndpoint(
         url=base_url(connection),

@@ -22,9 +22,9 @@ def command(as_json: JsonOption = False) -> None:
     print_table(None, columns, [_row(adapter) for adapter in overview.adapters])
     for adapter in overview.adapters:
         if adapter.error:
-            results.print(f"{adapter.name}: {adapter.error}", markup=False)
+            results.print(f"{adapter.name}: {adapter.error}")
     for error in overview.silent_pods.values():
-        notes.print(f"note: {error}", markup=False)
+        notes.print(f"note: {error}")
 
 
 def _row(adapter: AdapterOverview) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -50,6 +51,8 @@ def serving(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
 ) -> None:
     """Decoding with 0, 1, 8 and 25 adapters, beside transformers, PEFT and what the machine allows."""
+    # As in the pod's engine process; it is read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     folder = resolve_base_model(model)
     notes = Console(stderr=True)
     results = _benchmark("serving").measure(folder, repeats, notes.print)

@@ -10,13 +10,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 _WHOLE_COLUMNS = frozenset({"component", "state", "pid", "port", "restarts", "uptime"})
 
-results = Console(highlight=False, soft_wrap=True)
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
+# What is shown comes from users, models and logs: `[...]` in it is text, and never markup.
+results = Console(highlight=False, soft_wrap=True, markup=False)
+notes = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -30,20 +32,28 @@ def print_table(title: str | None, columns: Iterable[str], rows: Iterable[Iterab
 
 
 def make_table(title: str | None, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
-    """A table in the one style of all commands; None is shown as a dash."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    """A table in the one style of all commands; None is shown as a dash, and a `Text` with its style."""
+    table = Table(
+        title=None if title is None else Text(title), title_justify="left", title_style="bold", header_style="bold"
+    )
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column in _WHOLE_COLUMNS)
     for row in rows:
-        table.add_row(*("-" if cell is None or cell == "" else str(cell) for cell in row))
+        table.add_row(*(_cell(value) for value in row))
     return table
+
+
+def _cell(value: object) -> Text:
+    if isinstance(value, Text):
+        return value
+    return Text("-" if value is None or value == "" else str(value))
 
 
 def make_progress() -> Progress:
     """A progress display on stderr; it leaves stdout to results."""
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -8,17 +8,20 @@ from typing import Annotated
 import typer
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from lorafleet_cli.console import JsonOption, format_duration, make_table, notes, print_json, print_table, results
+from lorafleet_cli.up import HomeOption
 from lorafleet_pipeline.demo.airflow_client import RunState
 from lorafleet_pipeline.demo.demo import DemoOptions, run_demo
 from lorafleet_pipeline.demo.result import DemoResult
 from lorafleet_pipeline.demo.source import DEFAULT_TASK, DemoSource
+from lorafleet_pipeline.exceptions import DemoError
 from lorafleet_pipeline.spec import Metric
 from lorafleet_pipeline.stack.options import StackOptions
-from lorafleet_pipeline.stack.stack import OnProgress, StackStatus
+from lorafleet_pipeline.stack.status import OnProgress, StackStatus
 
-_TASKS = ("validate", "train", "evaluate", "register", "promote")
+_TASKS = ("validate", "train", "evaluate", "register", "approve", "promote")
 _COLOURS = {"success": "green", "running": "cyan", "failed": "red", "up_for_retry": "yellow", "skipped": "yellow"}
 
 
@@ -29,21 +32,17 @@ def command(
     data: Annotated[Path | None, typer.Option(help="Your own data: a file or folder of jsonl, csv or parquet")] = None,
     prompt: Annotated[str | None, typer.Option(help="With --data: Jinja template over its columns")] = None,
     completion: Annotated[str | None, typer.Option(help="With --data: Jinja template of the wanted answer")] = None,
-    metric: Annotated[Metric, typer.Option(help="With --data: how answers are judged")] = Metric.ROUGE_L,
-    home: Annotated[Path | None, typer.Option(help="Home folder of the stack [default: ~/.lorafleet]")] = None,
+    metric: Annotated[
+        Metric | None, typer.Option(help=f"With --data: how answers are judged. Default: {DemoSource.metric}")
+    ] = None,
+    home: HomeOption = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the stack up")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps, instead of the spec's")] = None,
     force: Annotated[bool, typer.Option("--force", help="Train again though nothing has changed")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """From a dataset to a promoted adapter that answers over REST, by one command."""
-    source = DemoSource(
-        task=task,
-        data=data,
-        prompt=_unescaped(prompt),
-        completion=_unescaped(completion),
-        metric=metric.value,
-    )
+    source = _source(task, data, prompt, completion, metric)
     options = DemoOptions(source=source, stack=StackOptions(), home=home, keep=keep, steps=steps, force=force)
     with _Screen() as screen:
         result = run_demo(options, screen)
@@ -51,6 +50,15 @@ def command(
         print_json(result.to_json())
     else:
         _show(result)
+
+
+def _source(
+    task: str, data: Path | None, prompt: str | None, completion: str | None, metric: Metric | None
+) -> DemoSource:
+    if data is None and not (prompt is completion is metric is None):
+        raise DemoError("--prompt, --completion and --metric go with --data: give it, or leave them out")
+    judged = DemoSource.metric if metric is None else metric.value
+    return DemoSource(task, data, _unescaped(prompt), _unescaped(completion), judged)
 
 
 class _Screen:
@@ -74,7 +82,7 @@ class _Screen:
         return self._stack
 
     def step(self, text: str) -> None:
-        notes.print(text, markup=False)
+        notes.print(text)
 
     def dag_run(self, run: RunState, training: str | None) -> None:
         states = {task.task_id: task for task in run.tasks}
@@ -86,7 +94,7 @@ class _Screen:
             ((name, _coloured(state), format_duration(duration)) for name, state, duration in rows),
         )
         if training is not None and states.get("train") and states["train"].state == "running":
-            table.caption = training
+            table.caption = Text(training)
             self._line("training", training)
         self._line("tasks", ", ".join(f"{name} {state or 'waiting'}" for name, state, _ in rows))
         self._draw(table)
@@ -103,7 +111,7 @@ class _Screen:
     def _line(self, about: str, text: str) -> None:
         if self._live is None and self._told.get(about) != text:
             self._told[about] = text
-            notes.print(text, markup=False, soft_wrap=True)
+            notes.print(text, soft_wrap=True)
 
 
 def _show(result: DemoResult) -> None:
@@ -124,13 +132,12 @@ def _show(result: DemoResult) -> None:
         ("who", "text"),
         [("prompt", comparison.prompt), ("base", comparison.base), (result.name, comparison.champion)],
     )
-    if not result.stack_kept:
-        results.print("The stack is stopped. `lorafleet demo --keep` leaves it up; `lorafleet up` starts it again.")
-        return
     shown = [
         (a.name, a.url, a.login if results.is_terminal else a.login and "in secrets.json") for a in result.addresses
     ]
     print_table("Web interfaces", ("what", "address", "login"), shown)
+    if not result.stack_kept:
+        results.print("The stack is stopped. `lorafleet up` starts it again; `lorafleet demo --keep` leaves it up.")
 
 
 def _unescaped(template: str | None) -> str | None:
@@ -138,6 +145,5 @@ def _unescaped(template: str | None) -> str | None:
     return None if template is None else template.replace("\\n", "\n")
 
 
-def _coloured(state: str | None) -> str:
-    colour = _COLOURS.get(state or "")
-    return f"[{colour}]{state}[/{colour}]" if colour else state or "waiting"
+def _coloured(state: str | None) -> Text:
+    return Text(state or "waiting", style=_COLOURS.get(state or "", ""))

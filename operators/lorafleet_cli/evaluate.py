@@ -36,7 +36,7 @@ def command(
     print_table(f"{report.adapter}, {report.metric} over {report.rows} rows", ("system", "score"), rows)
     checks = ((check.name, "yes" if check.passed else "no", check.detail) for check in report.checks)
     print_table("Gate", ("check", "passed", "detail"), checks)
-    results.print(f"gate {report.status}", markup=False)
+    results.print(f"gate {report.status}")
     notes.print(f"run folder: {run.path}")
 
 

@@ -7,9 +7,10 @@ of the platform end the process with one line on stderr; anything else is a bug 
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -80,11 +81,28 @@ def _options(
 
 def main() -> None:
     """Run the command line."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # A command that is ended stops what it has started; under nohup, one goes on.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
     try:
         app()
     except _USER_ERRORS as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        _fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # A full disk, a file of another user: nothing that a traceback would help with.
+        _fail(f"{error.filename}: {error.strerror}: mend it, or choose another place")
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(1)
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def _load(entry: _Entry) -> Any:

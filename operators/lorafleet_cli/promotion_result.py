@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 
+from rich.text import Text
+
 from lorafleet_cli.console import notes, print_json, results
 from lorafleet_pipeline.registry.promotion import Promotion
 
@@ -13,8 +15,8 @@ from lorafleet_pipeline.registry.promotion import Promotion
 @contextmanager
 def pods_shown(title: str) -> Iterator[Callable[[Mapping[str, str]], None]]:
     """A line on stderr that tells the state of each pod."""
-    with notes.status(title) as status:
-        yield lambda pods: status.update(" | ".join([title, *(f"{url}: {state}" for url, state in pods.items())]))
+    with notes.status(Text(title)) as status:
+        yield lambda pods: status.update(Text(" | ".join([title, *(f"{url}: {state}" for url, state in pods.items())])))
 
 
 def print_promotion(promotion: Promotion, *, as_json: bool) -> None:
@@ -24,7 +26,7 @@ def print_promotion(promotion: Promotion, *, as_json: bool) -> None:
         return
     moved = "already stood at" if promotion.before == promotion.version else "now points at"
     before = f" (before: {promotion.before})" if promotion.before not in (None, promotion.version) else ""
-    results.print(f"{promotion.name}: {promotion.alias} {moved} version {promotion.version}{before}.", markup=False)
+    results.print(f"{promotion.name}: {promotion.alias} {moved} version {promotion.version}{before}.")
     if promotion.pods:
         results.print(f"Taken by {len(promotion.pods)} pod(s) after {promotion.seconds:.2f} s: {promotion.digest}")
     else:

@@ -21,7 +21,7 @@ def command(
         print_json(version.to_json())
         return
     known = "" if version.is_new else " (registered before)"
-    results.print(f"{version.name} has version {version.version}{known}.", markup=False)
+    results.print(f"{version.name} has version {version.version}{known}.")
     print_table(
         None, ("fact", "value"), [("digest", version.digest), ("address", version.uri), ("gate", version.gate_status)]
     )

@@ -9,12 +9,14 @@ from urllib.parse import urlsplit
 
 import typer
 from rich.live import Live
+from rich.text import Text
 
 from lorafleet_cli.console import JsonOption, format_duration, make_table, notes, print_json, print_table, results
 from lorafleet_pipeline.exceptions import StackError
 from lorafleet_pipeline.stack.options import ALL_COMPONENTS, StackOptions, expand_components
-from lorafleet_pipeline.stack.stack import Stack, StackStatus
+from lorafleet_pipeline.stack.stack import Stack
 from lorafleet_pipeline.stack.state import ComponentState
+from lorafleet_pipeline.stack.status import StackStatus
 
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Folder of the stack. Default: $LORAFLEET_HOME, or ~/.lorafleet.")
@@ -46,7 +48,7 @@ def command(
 ) -> None:
     """Start the embedded stack and wait until it is ready."""
     options = StackOptions(
-        components=expand_components(only.split(",")) if only else ALL_COMPONENTS,
+        components=expand_components(only.split(",")) if only is not None else ALL_COMPONENTS,
         model=model,
         dags=str(dags) if dags else None,
         ports=_parse_ports(port or []),
@@ -87,7 +89,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
         results.print(f"Logs: {found.home / 'logs'}/COMPONENT.log")
         for entry in found.components:
             if entry.detail:
-                results.print(f"{entry.name}: {entry.detail}", markup=False)
+                results.print(f"{entry.name}: {entry.detail}")
     if not found.is_ready:
         raise typer.Exit(1)
 
@@ -109,7 +111,7 @@ class _ProgressLines:
         for entry in status.components:
             if self._told.get(entry.name) != (entry.state, entry.detail):
                 self._told[entry.name] = (entry.state, entry.detail)
-                notes.print(f"{entry.name}: {entry.state} {entry.detail}".rstrip(), markup=False, soft_wrap=True)
+                notes.print(f"{entry.name}: {entry.state} {entry.detail}".rstrip(), soft_wrap=True)
 
 
 def _progress_table(status: StackStatus) -> Any:
@@ -176,9 +178,8 @@ def _uptime(ready_since: float | None) -> str | None:
     return None if ready_since is None else format_duration(time.time() - ready_since)
 
 
-def _coloured(state: ComponentState) -> str:
-    colour = _COLOURS.get(state)
-    return f"[{colour}]{state}[/{colour}]" if colour else str(state)
+def _coloured(state: ComponentState) -> Text:
+    return Text(str(state), style=_COLOURS.get(state, ""))
 
 
 def _parse_ports(given: list[str]) -> dict[str, int]:

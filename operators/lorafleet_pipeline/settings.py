@@ -1,7 +1,7 @@
 """Settings of the platform: where registry, storage and pods are, and the shared secrets.
 
-Read once at start from `LORAFLEET_*` variables; what the environment does not say is taken from
-`stack.env` in the home folder, which `lorafleet up` writes.
+Read once at start from `LORAFLEET_*` variables, and from MLflow's and AWS's own for credentials; what the
+environment does not say is taken from `stack.env` in the home folder, which `lorafleet up` writes.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class PlatformSettings:
     home: Path
     work_dir: Path
     mlflow_url: str
+    mlflow_username: str | None = None
+    mlflow_password: str | None = field(default=None, repr=False)
+    mlflow_token: str | None = field(default=None, repr=False)
     pods: tuple[str, ...] = ()
     s3: S3Settings = field(default_factory=S3Settings)
     datasets_url: str = "s3://datasets"
@@ -67,6 +70,9 @@ class PlatformSettings:
             home=home,
             work_dir=Path(values.get("LORAFLEET_WORK_DIR") or home / "work").expanduser(),
             mlflow_url=mlflow_url,
+            mlflow_username=values.get("MLFLOW_TRACKING_USERNAME") or None,
+            mlflow_password=values.get("MLFLOW_TRACKING_PASSWORD") or None,
+            mlflow_token=values.get("MLFLOW_TRACKING_TOKEN") or None,
             pods=tuple(url.strip().rstrip("/") for url in values.get("LORAFLEET_PODS", "").split(",") if url.strip()),
             s3=_s3(values),
             datasets_url=values.get("LORAFLEET_DATASETS_URL", cls.datasets_url).rstrip("/"),
@@ -96,11 +102,32 @@ class PlatformSettings:
             "AWS_DEFAULT_REGION": self.s3.region,
         }
         keys = {"AWS_ACCESS_KEY_ID": self.s3.access_key_id, "AWS_SECRET_ACCESS_KEY": self.s3.secret_access_key}
-        return values | {name: value for name, value in keys.items() if value}
+        return values | {name: value for name, value in keys.items() if value} | self.mlflow_credentials()
 
-    def registry(self) -> RegistryClient:
-        """A client of the registry."""
-        return RegistryClient(RegistryEndpoint(self.mlflow_url))
+    def mlflow_credentials(self) -> dict[str, str]:
+        """The variables from which MLflow's own client takes its credentials."""
+        values = {
+            "MLFLOW_TRACKING_USERNAME": self.mlflow_username,
+            "MLFLOW_TRACKING_PASSWORD": self.mlflow_password,
+            "MLFLOW_TRACKING_TOKEN": self.mlflow_token,
+        }
+        return {name: value for name, value in values.items() if value}
+
+    def registry_endpoint(self, caller: Mapping[str, str] | None = None) -> RegistryEndpoint:
+        """Where the registry is, and with which credentials `caller` asks it."""
+        # Of both, MLflow's client takes the password; two clients of one process must not be two users.
+        by_password = self.mlflow_username is not None and self.mlflow_password is not None
+        return RegistryEndpoint(
+            self.mlflow_url,
+            username=self.mlflow_username,
+            password=self.mlflow_password,
+            token=None if by_password else self.mlflow_token,
+            caller=caller or {},
+        )
+
+    def registry(self, caller: Mapping[str, str] | None = None) -> RegistryClient:
+        """A client of the registry; `caller` are headers that tell its audit log who calls."""
+        return RegistryClient(self.registry_endpoint(caller))
 
     def require_gate_key(self) -> str:
         """The key that signs gate reports.
@@ -135,10 +162,13 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def _merged(written: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
-    """The environment over the file; but the keys of an S3 endpoint come from where the endpoint does."""
+    """The environment over the file; but credentials come from where the address does that they are for."""
     values = {**written, **given}
     if "LORAFLEET_S3_ENDPOINT" in written and "LORAFLEET_S3_ENDPOINT" not in given:
         values |= {name: value for name, value in written.items() if name.startswith("AWS_")}
+    if "LORAFLEET_MLFLOW_URL" in written and "LORAFLEET_MLFLOW_URL" not in given:
+        foreign = [name for name in given if name.startswith("MLFLOW_TRACKING_") and name not in written]
+        values = {name: value for name, value in values.items() if name not in foreign}
     return values
 
 

@@ -5,13 +5,23 @@ Parsed by Airflow at every look at the DAG folder, so nothing heavy is imported 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from lorafleet_contract.digest import document_digest
 from lorafleet_contract.exceptions import InvalidName, InvalidTemplate
@@ -23,8 +33,20 @@ ALL_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 _SEVERITIES = ("critical", "warning", "info")
 
-PositiveInt = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+def _refuse_switch(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number, not true or false")
+    return value
+
+
+# YAML takes 3e-4 for text, so text that is a number is let through; that true is 1 is Python's view alone.
+Number = Annotated[float, BeforeValidator(_refuse_switch)]
+Whole = Annotated[int, Field(strict=True)]
+PositiveInt = Annotated[Whole, Field(ge=1)]
+Seed = Annotated[Whole, Field(ge=0, lt=1 << 63)]
+Fraction = Annotated[Number, Field(ge=0.0, le=1.0)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Quantization(StrEnum):
@@ -60,22 +82,22 @@ class PromotionPolicy(StrEnum):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DatasetSection(_Section):
     """Where the rows are: a local path, `s3://...` or `hf://...`; jsonl, csv or parquet."""
 
-    train: str
-    validation: str | None = None
-    test: str | None = None
+    train: Text
+    validation: Text | None = None
+    test: Text | None = None
     validation_fraction: Fraction = 0.05
     """Share of the training rows taken where no validation address is given, without leakage."""
     test_fraction: Fraction = 0.1
     """Likewise for the test split."""
     limit: PositiveInt | None = None
     """Most training rows used."""
-    seed: int = 0
+    seed: Seed = 0
     max_leakage: Fraction = 0.01
     """Largest share of validation or test rows that may recur in train; such train rows are left out. More is refused.
 
@@ -87,12 +109,12 @@ class MethodSection(_Section):
     """The fine-tuning method."""
 
     type: Method = Method.QLORA
-    r: Annotated[int, Field(ge=1, le=256)] = 8
-    alpha: Annotated[float, Field(gt=0)] = 16
-    dropout: Fraction = 0.0
-    target_modules: tuple[str, ...] = ALL_LINEARS
+    r: Annotated[Whole, Field(ge=1, le=256)] = 8
+    alpha: Annotated[Number, Field(gt=0)] = 16
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    target_modules: Annotated[tuple[Text, ...], Field(min_length=1)] = ALL_LINEARS
     quantization: Quantization | None = None
-    use_rslora: bool = False
+    use_rslora: StrictBool = False
 
     @property
     def base_form(self) -> Quantization:
@@ -108,37 +130,37 @@ class TrainingSection(_Section):
     steps: PositiveInt = 100
     batch_size: PositiveInt = 8
     gradient_accumulation: PositiveInt = 1
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    learning_rate: Annotated[Number, Field(gt=0, le=1)] = 2e-4
     warmup_fraction: Fraction = 0.03
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_len: Annotated[int, Field(ge=16)] = 512
+    max_grad_norm: Annotated[Number, Field(gt=0)] = 1.0
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    max_len: Annotated[Whole, Field(ge=16)] = 512
     """Longest example in tokens, prompt and completion together; longer ones are left out and counted."""
     checkpoint_every: PositiveInt = 20
     evaluate_every: PositiveInt | None = None
     """Steps between looks at the validation loss; None looks at checkpoints only."""
     early_stopping_patience: PositiveInt | None = None
     """Looks without improvement after which training stops; None never stops early."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class EvaluationSection(_Section):
     """How base, candidate and champion are compared on the test split."""
 
     metric: Metric
-    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+    max_new_tokens: Annotated[Whole, Field(ge=1, le=4096)] = 64
     limit: PositiveInt | None = 200
     """Most test rows judged; None judges all."""
-    stop: tuple[str, ...] = ()
-    seed: int = 0
+    stop: tuple[Text, ...] = ()
+    seed: Seed = 0
 
 
 class GateSection(_Section):
     """What a candidate must show before it may serve."""
 
-    min_lift: float = 0.0
+    min_lift: Annotated[Number, Field(ge=-1, le=1)] = 0.0
     """Least gain over the base, in points of the metric (0 to 1)."""
-    max_regression: Annotated[float, Field(ge=0)] = 0.0
+    max_regression: Fraction = 0.0
     """Greatest loss against the champion that is tolerated."""
 
 
@@ -153,13 +175,13 @@ class AdapterSpec(_Section):
     """One adapter: data, prompt, method, gate, promotion and schedule."""
 
     name: str
-    base_model: str
+    base_model: Text
     dataset: DatasetSection
     prompt: str
     """Jinja template over the row's columns; it ends where the model goes on."""
     completion: str
     """Jinja template of the wanted answer."""
-    chat: bool = False
+    chat: StrictBool = False
     """Whether the prompt is the user's turn of the base's chat template."""
     category: str = "other"
     expectations: tuple[Mapping[str, Any], ...] = ()
@@ -169,7 +191,7 @@ class AdapterSpec(_Section):
     evaluation: EvaluationSection
     gate: GateSection = GateSection()
     promotion: PromotionSection = PromotionSection()
-    schedule: str | Literal["dataset"] | None = None
+    schedule: Text | None = None
     """A cron expression, `dataset` for the dataset's asset, or nothing for runs by hand."""
     owner: str = "lorafleet"
     tags: tuple[str, ...] = ()
@@ -191,6 +213,10 @@ class AdapterSpec(_Section):
                 raise ValueError(f"{index}: has no type: write for instance type: expect_column_values_to_be_unique")
             if expectation.get("severity", "critical") not in _SEVERITIES:
                 raise ValueError(f"{index}.severity: {expectation['severity']!r} is none of {', '.join(_SEVERITIES)}")
+            try:
+                json.dumps(dict(expectation), allow_nan=False, default=str)
+            except ValueError as error:
+                raise ValueError(f"{index}: holds a number that is not finite: leave the bound out") from error
         return expectations
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _DENIED = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "401", "ExpiredToken"})
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MISSING = frozenset({"NoSuchKey", "NoSuchBucket", "404", "NotFound"})
 
 
@@ -180,8 +181,29 @@ def _translated_local(address: str) -> Iterator[None]:
     except PermissionError as error:
         raise StorageDenied(f"{address} is denied by the file system: check its owner and mode") from error
     except OSError as error:
-        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path"
+        remedy = "free some space" if error.errno in _NO_SPACE else "check the path"
         raise StorageError(f"{address} failed ({error.strerror}): {remedy}") from error
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Around a step that writes files of its own below a folder.
+
+    Raises:
+        StorageError: the disk is full or read-only, or the folder belongs to someone else.
+    """
+    try:
+        yield
+    except OSError as error:
+        # Errors of ours that are OSErrors too carry no number.
+        if error.errno in _NO_SPACE:
+            raise StorageError(f"{folder} cannot be written ({error.strerror}): free some space there") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StorageDenied(
+                f"{error.filename or folder} is denied ({error.strerror}): correct its owner and mode, or set "
+                "LORAFLEET_WORK_DIR to a folder of your own"
+            ) from error
+        raise
 
 
 @contextmanager

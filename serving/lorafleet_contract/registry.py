@@ -196,7 +196,10 @@ def _refusal(error: urllib.error.HTTPError, call: str) -> RegistryError:
         return RegistryNotFound(message)
     if error.code in (502, 503, 504):
         return RegistryUnavailable(f"registry answered {error.code} to {call}: {message}")
-    return RegistryError(f"registry refused {call} with {code}: {message}")
+    remedy = ""
+    if error.code in (401, 403):
+        remedy = "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    return RegistryError(f"registry refused {call} with {code}: {message}{remedy}")
 
 
 def _tags(item: Mapping[str, Any]) -> dict[str, str]:

@@ -85,6 +85,16 @@ def test_credentials_of_the_registry_are_sent_and_not_shown() -> None:
     assert registry_endpoint(token).headers["Authorization"] == "Bearer t"
 
 
+def test_steps_ask_the_registry_with_the_connections_credentials(
+    platform: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of-the-environment")
+    _connect(monkeypatch, "lorafleet_registry", conn_type="lorafleet_mlflow", host="http://m")
+    assert platform_settings().registry_endpoint().headers == {"Authorization": "Bearer of-the-environment"}
+    _connect(monkeypatch, "lorafleet_registry", conn_type="lorafleet_mlflow", host="http://m", login="a", password="b")
+    assert platform_settings().registry_endpoint().headers == {"Authorization": "Basic YTpi"}
+
+
 def test_the_registry_is_told_that_a_dag_calls(platform: Path) -> None:
     assert "dag" in registry_endpoint(None).headers.values()
 

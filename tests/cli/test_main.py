@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +53,29 @@ def test_errors_of_the_platform_are_one_line() -> None:
 
 def test_version_is_printed() -> None:
     assert _run("--version").stdout.strip() == "0.1.0"
+
+
+def test_file_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = _run("serve", "--cache-dir", str(tmp_path), "--model", str(tmp_path / "file" / "model.gguf"))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_command_that_is_ended_runs_its_last_steps() -> None:
+    code = (
+        "import os, signal, sys, types\n"
+        "from lorafleet_cli import main\n"
+        "def command():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        signal.pause()\n"
+        "    finally:\n"
+        "        print('stopped')\n"
+        "sys.modules['lorafleet_cli.up'].command = command\n"
+        "main.main()"
+    )
+    result = _run("up", code=f"import lorafleet_cli.up\n{code}")
+    assert result.stdout == "stopped\n"
+    assert result.returncode == 128 + signal.SIGTERM

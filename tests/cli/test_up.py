@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,3 +55,36 @@ def test_malformed_port_is_an_error_with_an_example(home: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.strip() == "error: --port mlflow is not NAME=PORT: write for instance `--port mlflow=5001`"
     assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--port", "web=80"), "no port is named 'web'"),
+        (("--port", "s3=0"), "port 0 for s3 is not between 1 and 65535"),
+        (("--only", ""), "unknown component"),
+        (("--only", "s3", "--dags", "absent"), "absent does not exist: correct `--dags`"),
+    ],
+)
+def test_bad_option_is_refused_before_anything_is_made(home: Path, arguments: tuple[str, ...], told: str) -> None:
+    result = _run("up", "--home", str(home), *arguments)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert told in line
+    assert not home.exists()
+
+
+def test_interrupted_start_leaves_nothing_running(home: Path) -> None:
+    command = [sys.executable, "-m", "lorafleet_cli.main", "up", "--only", "s3,mlflow", "--home", str(home)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as up:
+        assert up.stderr is not None
+        # MLflow takes seconds to start, S3 less: it is under way.
+        while "mlflow: starting" not in up.stderr.readline():
+            assert up.poll() is None
+        up.terminate()
+        up.communicate()
+    assert up.returncode == 128 + signal.SIGTERM
+    status = _document("status", "--home", str(home))
+    assert not status["supervised"]
+    assert {component["state"] for component in status["components"]} == {"stopped"}
+    assert _document("down", "--home", str(home))["stopped"] is False

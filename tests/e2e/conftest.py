@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from lorafleet_pipeline.settings import PlatformSettings
-from lorafleet_pipeline.stack.stack import Stack, StackStatus
+from lorafleet_pipeline.stack.stack import Stack
+from lorafleet_pipeline.stack.status import StackStatus
 from lorafleet_serving.client import PodClient
 
 ADAPTER = "kinds"

@@ -59,3 +59,29 @@ def test_no_gate_key_names_the_variable(tmp_path: Path) -> None:
     _write(tmp_path, LORAFLEET_MLFLOW_URL="http://file")
     with pytest.raises(InvalidSetting, match="LORAFLEET_GATE_KEY"):
         PlatformSettings.load({}, home=tmp_path).require_gate_key()
+
+
+def test_credentials_of_the_registry_are_read_handed_on_and_not_shown(tmp_path: Path) -> None:
+    given = {
+        "LORAFLEET_MLFLOW_URL": "http://managed",
+        "MLFLOW_TRACKING_USERNAME": "ann",
+        "MLFLOW_TRACKING_PASSWORD": "hidden-pass",
+        "MLFLOW_TRACKING_TOKEN": "hidden-token",
+    }
+    settings = PlatformSettings.load(given, home=tmp_path)
+    # Of both, the password, as MLflow's own client does.
+    assert settings.registry_endpoint().headers == {"Authorization": "Basic YW5uOmhpZGRlbi1wYXNz"}
+    assert "hidden" not in repr(settings)
+    assert PlatformSettings.load(settings.environ(), home=tmp_path) == settings
+    by_token = PlatformSettings.load({**given, "MLFLOW_TRACKING_PASSWORD": ""}, home=tmp_path)
+    assert by_token.registry_endpoint({"X-Caller": "me"}).headers == {
+        "X-Caller": "me",
+        "Authorization": "Bearer hidden-token",
+    }
+
+
+def test_credentials_of_another_registry_do_not_reach_the_embedded_one(tmp_path: Path) -> None:
+    _write(tmp_path, LORAFLEET_MLFLOW_URL="http://file")
+    settings = PlatformSettings.load({"MLFLOW_TRACKING_TOKEN": "of-another"}, home=tmp_path)
+    assert settings.registry_endpoint().headers == {}
+    assert "MLFLOW_TRACKING_TOKEN" not in settings.environ()

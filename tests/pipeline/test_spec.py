@@ -48,6 +48,20 @@ def test_spec_survives_yaml(tmp_path: Path) -> None:
         ({"expectations": [{"column": "text"}]}, r"expectations: 0: has no type"),
         ({"expectations": [{"type": "expect_x", "severity": "bad"}]}, r"0\.severity: 'bad' is none of critical"),
         ({"schedule": 5}, r"schedule"),
+        ({"training": {"steps": True}}, r"training\.steps: Input should be a valid integer"),
+        ({"training": {"steps": "100"}}, r"training\.steps: Input should be a valid integer"),
+        ({"training": {"learning_rate": True}}, r"learning_rate: Input should be a number, not true or false"),
+        ({"training": {"seed": -1}}, r"training\.seed: Input should be greater than or equal to 0"),
+        ({"training": {"seed": 2**70}}, r"training\.seed: Input should be less than"),
+        ({"chat": "yes"}, r"chat: Input should be a valid boolean"),
+        ({"gate": {"min_lift": float("nan")}}, r"gate\.min_lift: Input should be a finite number"),
+        ({"gate": {"min_lift": 2}}, r"gate\.min_lift: Input should be less than or equal to 1"),
+        ({"method": {"alpha": float("inf")}}, r"method\.alpha: Input should be a finite number"),
+        ({"method": {"dropout": 1.0}}, r"method\.dropout: Input should be less than 1"),
+        ({"method": {"target_modules": []}}, r"method\.target_modules: Tuple should have at least 1 item"),
+        ({"base_model": ""}, r"base_model: String should have at least 1 character"),
+        ({"dataset": {"train": ""}}, r"dataset\.train: String should have at least 1 character"),
+        ({"expectations": [{"type": "x", "max_value": float("inf")}]}, r"expectations: 0: holds a number that is not"),
     ],
 )
 def test_wrong_key_is_named_in_one_line(changes: dict[str, Any], says: str) -> None:
@@ -68,6 +82,14 @@ def test_file_that_is_no_spec_is_named(tmp_path: Path, content: bytes, says: str
         load_spec(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_as_yaml_reads_them_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "tickets.yaml"
+    # YAML 1.1 takes the first for text.
+    path.write_text(yaml.safe_dump(DOCUMENT) + "training: {learning_rate: 3e-4, weight_decay: 0}\n")
+    training = load_spec(path).training
+    assert (training.learning_rate, training.weight_decay) == (3e-4, 0.0)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from typing import Any, Self
 
 from lorafleet_pipeline.datasets.patterns import find_patterns
 
+MAX_EXAMPLE_CHARS = 4000
+"""Longest example input, as JSON, that travels with a version."""
+
 
 class Split(StrEnum):
     """What a set of examples is for."""
@@ -85,12 +88,22 @@ class Dataset:
 
     def prompt_examples(self, count: int = 2) -> tuple[Mapping[str, Any], ...]:
         """Inputs that travel with a version: none of them is judged in the evaluation or looks like personal data."""
-        fit = (example.variables for example in self.validation if not find_patterns(example.prompt))
-        return tuple(dict(variables) for variables in islice(fit, count))
+        return tuple(dict(example.variables) for example in islice(filter(_may_travel, self.validation), count))
 
     def manifest(self) -> dict[str, Any]:
         """What `dataset/manifest.json` says: where the data came from and what it is, but none of it."""
         return {"digest": self.digest, "splits": {str(name): asdict(facts) for name, facts in self.facts.items()}}
+
+
+def _may_travel(example: Example) -> bool:
+    """Whether an input may be shown to everyone, is short enough to be, and is JSON that everyone reads."""
+    if find_patterns(example.prompt):
+        return False
+    try:
+        text = json.dumps({**example.variables}, allow_nan=False, default=str)
+    except ValueError:
+        return False  # Infinity is no JSON, though Python writes and reads it.
+    return len(text) <= MAX_EXAMPLE_CHARS
 
 
 def examples_digest(splits: Mapping[Split, Iterable[Example]]) -> str:

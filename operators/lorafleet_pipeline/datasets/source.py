@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isnan
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -53,7 +54,13 @@ def load_source(address: str, storage: Storage) -> Source:
         data = storage.read_bytes(address)
         rows, size = list(parse(address, data)), len(data)
     columns = tuple(dict.fromkeys(column for row in rows for column in row.values))
-    return Source(address, columns, tuple(rows), size)
+    return Source(address, columns, tuple(_without_nan(row) for row in rows), size)
+
+
+def _without_nan(row: SourceRow) -> SourceRow:
+    """The row with nulls for NaN, which is how many tables write a number that is missing."""
+    missing = [name for name, value in row.values.items() if isinstance(value, float) and isnan(value)]
+    return SourceRow(row.number, {**row.values, **dict.fromkeys(missing)}) if missing else row
 
 
 def _parser(address: str) -> Callable[[str, bytes], Iterator[SourceRow]]:
@@ -73,6 +80,12 @@ def _jsonl(address: str, data: bytes) -> Iterator[SourceRow]:
             continue
         try:
             values = json.loads(line)
+            if "\\u" in line:
+                _require_text(values)
+        except UnicodeEncodeError:
+            raise DatasetUnreadable(
+                f"{address}:{number} holds half of a surrogate pair, which is no text: mend or remove the line"
+            ) from None
         except (ValueError, RecursionError) as error:
             raise DatasetUnreadable(
                 f"{address}:{number} is no JSON (column {getattr(error, 'colno', '?')}): mend or remove the line"
@@ -82,6 +95,11 @@ def _jsonl(address: str, data: bytes) -> Iterator[SourceRow]:
                 f"{address}:{number} is a JSON {type(values).__name__}: write one object of columns a line"
             )
         yield SourceRow(number, values)
+
+
+def _require_text(values: object) -> None:
+    """Raises UnicodeEncodeError for what JSON can escape and no file can hold."""
+    json.dumps(values, ensure_ascii=False).encode()
 
 
 def _csv(address: str, data: bytes) -> Iterator[SourceRow]:
@@ -119,7 +137,13 @@ def _parquet(address: str, data: bytes) -> Iterator[SourceRow]:
         raise DatasetUnreadable(
             f"{address} is no whole parquet file ({type(error).__name__}): write it again"
         ) from None
-    for number, values in enumerate(table.to_pylist(), start=1):
+    try:
+        rows = table.to_pylist()
+    except (ValueError, OverflowError):
+        raise DatasetUnreadable(
+            f"{address} holds a time that Python cannot express: mend it, or write the column as text"
+        ) from None
+    for number, values in enumerate(rows, start=1):
         yield SourceRow(number, values)
 
 
@@ -151,22 +175,27 @@ def split_hub(address: str) -> tuple[str, str | None, str]:
 
 def _hub_rows(address: str) -> tuple[list[SourceRow], int]:
     name, config, split = split_hub(address)
-    import httpx
-    import requests
-    from datasets import DatasetNotFoundError, load_dataset
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
     from datasets.utils.logging import disable_progress_bar
-    from huggingface_hub.errors import HfHubHTTPError
+
+    # The base of what the hub's client raises; which library makes its requests changes from version to version.
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     disable_progress_bar()
     try:
         table = load_dataset(name, config, split=split)
-    except (DatasetNotFoundError, ValueError) as error:
+    except DatasetNotFoundError as error:
         raise DatasetUnreadable(
-            f"{address} is not on the hub ({type(error).__name__}): check organisation, name, config and split"
+            f"{address} is not on the hub, or not for everyone: correct the name, or set HF_TOKEN"
         ) from error
-    except (OSError, HfHubHTTPError, httpx.HTTPError, requests.RequestException) as error:
+    except (DatasetsError, FileNotFoundError, ValueError, RuntimeError) as error:
+        raise DatasetUnreadable(
+            f"{address} cannot be loaded ({type(error).__name__}): check config and split, or copy the files to S3"
+        ) from None  # The cause may quote a row.
+    except (OSError, HTTPError) as error:
         raise StorageError(
-            f"{address} could not be fetched ({type(error).__name__}): check the network, or copy the dataset to S3"
+            f"{address} could not be fetched ({type(error).__name__}): check network and disk, or copy the files to S3"
         ) from error
     rows = [SourceRow(number, values) for number, values in enumerate(table, start=1)]
     return rows, int(table.info.download_size or 0)

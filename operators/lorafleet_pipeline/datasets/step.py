@@ -15,7 +15,7 @@ from lorafleet_pipeline.exceptions import DatasetRefused
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_pipeline.spec import AdapterSpec
-from lorafleet_pipeline.storage import Storage
+from lorafleet_pipeline.storage import Storage, disk_errors
 
 _STAGES = ("load", *(f"check {split}" for split in Split), "publish docs", "write")
 _MAX_NAMED = 3
@@ -35,20 +35,33 @@ OnProgress = Callable[[ValidationProgress], None]
 
 
 def validate(
-    spec: AdapterSpec, run: RunFolder, settings: PlatformSettings, on_progress: OnProgress | None = None
+    spec: AdapterSpec,
+    run: RunFolder,
+    settings: PlatformSettings,
+    on_progress: OnProgress | None = None,
+    *,
+    fresh: bool = False,
 ) -> ValidationReport:
     """Validate and prepare the dataset of a run. A retry returns the report of the try that passed.
+
+    `fresh` looks at the data again, which may have changed since then.
 
     Raises:
         DatasetRefused: a critical expectation failed; the report and Data Docs are written all the same.
         DatasetUnreadable: a file, a column or a split is wrong or missing.
-        StorageError: an address cannot be read, or Data Docs cannot be written.
+        StorageError: an address cannot be read, or Data Docs or the run folder cannot be written.
         InvalidSpec: an expectation of the spec does not exist or does not fit the columns.
     """
-    finished = _finished(spec, run)
+    finished = None if fresh else _finished(spec, run)
     if finished is not None:
         return finished
-    report_stage = _reporter(on_progress)
+    with disk_errors(run.path):
+        return _validate(spec, run, settings, _reporter(on_progress))
+
+
+def _validate(
+    spec: AdapterSpec, run: RunFolder, settings: PlatformSettings, report_stage: Callable[[str], None]
+) -> ValidationReport:
     run.path.mkdir(parents=True, exist_ok=True)
     run.spec_file.write_text(spec.to_yaml(), encoding="utf-8")
     storage = Storage(settings.s3)

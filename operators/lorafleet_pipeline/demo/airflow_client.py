@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,7 +12,10 @@ import httpx
 from lorafleet_pipeline.exceptions import DemoError
 
 _FINISHED = frozenset({"success", "failed"})
+_FAILURES = frozenset({"error", "critical"})
 _PAGE = 100
+_RESTART_LIMIT_S = 90.0
+_RESTART_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ class AirflowClient:
     """
 
     def __init__(self, url: str, user: str, password: str) -> None:
-        self._url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self._url, timeout=30.0)
+        self.url = url.rstrip("/")
+        # A proxy of the user's could not reach the loopback address.
+        self._http = httpx.Client(base_url=self.url, timeout=30.0, trust_env=False)
         answer = self._send("POST", "/auth/token", json={"username": user, "password": password})
         self._http.headers["Authorization"] = f"Bearer {answer['access_token']}"
 
@@ -57,8 +62,7 @@ class AirflowClient:
 
     def has_dag(self, dag_id: str) -> bool:
         """Whether the DAG has been parsed."""
-        response = self._http.get(f"/api/v2/dags/{dag_id}")
-        return response.status_code == httpx.codes.OK
+        return self._request("GET", f"/api/v2/dags/{dag_id}").status_code == httpx.codes.OK
 
     def import_errors(self) -> list[str]:
         """Import errors of the DAG folder, each with its file."""
@@ -83,22 +87,36 @@ class AirflowClient:
         tasks = self._send("GET", f"{path}/taskInstances", params={"limit": _PAGE})["task_instances"]
         return RunState(run["state"], tuple(_task(item) for item in tasks))
 
-    def task_log(self, dag_id: str, run_id: str, task: TaskState) -> list[str]:
-        """Messages of a task's last try, oldest first."""
+    def failure(self, dag_id: str, run_id: str, task: TaskState) -> str | None:
+        """Why the last try of a task failed, as its log has it; None where it came to no log."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task.task_id}/logs/{max(task.try_number, 1)}"
-        content = self._send("GET", path, params={"full_content": True}, headers={"Accept": "application/json"})[
-            "content"
-        ]
-        return [str(line.get("event", "")) if isinstance(line, Mapping) else str(line) for line in content]
+        response = self._request("GET", path, params={"full_content": True}, headers={"Accept": "application/json"})
+        lines = response.json()["content"] if response.is_success else []
+        errors = [line for line in lines if isinstance(line, Mapping) and line.get("level") in _FAILURES]
+        if not errors:
+            return None
+        raised = errors[-1].get("error_detail") or [{}]
+        # The cause, if there is one, comes after what it led to.
+        return str(raised[0].get("exc_value") or errors[-1]["event"])
 
     def _send(self, method: str, path: str, **arguments: Any) -> Any:
-        try:
-            response = self._http.request(method, path, **arguments)
-        except httpx.HTTPError as error:
-            raise DemoError(f"Airflow at {self._url} does not answer ({error}): see `lorafleet status`") from error
+        response = self._request(method, path, **arguments)
         if response.is_error:
             raise DemoError(f"Airflow refused {method} {path} with {response.status_code}: {response.text[:200]}")
         return response.json()
+
+    def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        """Send a request; one that reads is repeated while the api-server is started again."""
+        deadline = time.monotonic() + (_RESTART_LIMIT_S if method == "GET" else 0.0)
+        while True:
+            try:
+                return self._http.request(method, path, **arguments)
+            except httpx.TransportError as error:
+                if time.monotonic() > deadline:
+                    raise DemoError(
+                        f"Airflow at {self.url} does not answer ({error}): see `lorafleet status`"
+                    ) from error
+                time.sleep(_RESTART_POLL_S)
 
 
 def _task(item: Mapping[str, Any]) -> TaskState:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,14 +13,15 @@ from lorafleet_contract.manifest import GATE_REPORT_FILE, MANIFEST_FILE, Adapter
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.demo.airflow_client import AirflowClient, RunState
 from lorafleet_pipeline.demo.result import Address, Comparison, DemoResult
-from lorafleet_pipeline.demo.source import DemoSource, place_dataset
+from lorafleet_pipeline.demo.source import DemoSource, find_spec, place_dataset
 from lorafleet_pipeline.exceptions import DemoError
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.run_identity import dag_id, run_key
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_pipeline.spec import AdapterSpec
 from lorafleet_pipeline.stack.options import StackOptions
-from lorafleet_pipeline.stack.stack import OnProgress, Stack, StackStatus
+from lorafleet_pipeline.stack.stack import Stack
+from lorafleet_pipeline.stack.status import OnProgress, StackStatus
 from lorafleet_pipeline.storage import Storage
 from lorafleet_serving.client import PodClient
 
@@ -63,14 +64,17 @@ def run_demo(options: DemoOptions, screen: DemoScreen) -> DemoResult:
         PipelineError: a component, the data or the DAG run failed; the message names it and the remedy.
     """
     began = time.monotonic()
+    # What is wrong with the question itself is said before anything is started.
+    spec = find_spec(options.source, options.stack.dags_folder)
     stack = Stack(options.home)
     was_up = stack.status().is_supervised
     screen.step("starting S3, MLflow, Airflow and the pod")
-    status = stack.up(options.stack, screen.stack_progress)
+    status = stack.up(replace(options.stack, model=spec.base_model), screen.stack_progress)
     try:
+        _check_base(stack, spec)
         settings = PlatformSettings.load(environ={}, home=stack.home.folder)
         screen.step("putting the dataset on S3")
-        spec = place_dataset(options.source, options.stack.dags_folder, settings)
+        spec = place_dataset(options.source, spec, settings)
         with _airflow(status) as airflow:
             _run_dag(spec, settings, airflow, screen, options)
         screen.step("asking base and champion over REST")
@@ -79,6 +83,13 @@ def run_demo(options: DemoOptions, screen: DemoScreen) -> DemoResult:
         if not (options.keep or was_up):
             screen.step("stopping the stack")
             stack.down()
+
+
+def _check_base(stack: Stack, spec: AdapterSpec) -> None:
+    """A stack that was up may serve another base, whose pods would ignore the adapter."""
+    served = StackOptions.read(stack.home.options).model
+    if served != spec.base_model:
+        raise DemoError(f"the pod serves {served}, {spec.name} needs {spec.base_model}: `lorafleet down` first")
 
 
 def _airflow(status: StackStatus) -> AirflowClient:
@@ -129,8 +140,8 @@ def _cause(airflow: AirflowClient, dag: str, run_id: str, run: RunState) -> str:
     failed = [task for task in run.tasks if task.state == "failed"]
     if not failed:
         return f"run {run_id} of {dag} ended as {run.state}"
-    lines = [line for line in airflow.task_log(dag, run_id, failed[0]) if line.strip()]
-    return f"task {failed[0].task_id} of {dag} failed: {lines[-1] if lines else 'no log'}"
+    reason = airflow.failure(dag, run_id, failed[0]) or f"it left no log, see {airflow.url}"
+    return f"task {failed[0].task_id} of {dag} failed: {' '.join(reason.split())}"
 
 
 def _result(

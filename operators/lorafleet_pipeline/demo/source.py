@@ -27,23 +27,36 @@ class DemoSource:
     base_model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-def place_dataset(source: DemoSource, dags_folder: Path, settings: PlatformSettings) -> AdapterSpec:
-    """Put the data on S3 and return the spec whose DAG will train on it.
+def find_spec(source: DemoSource, dags_folder: Path) -> AdapterSpec:
+    """The spec of the task, or one over the user's folder; nothing is read or put anywhere yet.
 
     Raises:
-        DemoError: the task or the folder is not there, or its templates are not given.
-        DatasetError: the data cannot be read.
-        StorageError: S3 cannot be reached.
+        DemoError: the task is not there, the templates are not given, or the folder's name is taken.
+        InvalidSpec: the task's spec, the folder's name or a template is wrong.
+        DatasetUnreadable: the folder holds no file of rows.
     """
     if source.data is not None:
-        return _place_own_data(source, source.data, settings)
+        return _own_spec(source, source.data, dags_folder)
     path = dags_folder / "adapters" / f"{source.task}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
         raise DemoError(
             f"task {source.task!r} has no spec at {path}: choose one of {known}, or give a folder by --data"
         )
-    spec = load_spec(path)
+    if source.task != DEFAULT_TASK:
+        _task_folder(source.task)
+    return load_spec(path)
+
+
+def place_dataset(source: DemoSource, spec: AdapterSpec, settings: PlatformSettings) -> AdapterSpec:
+    """Put the data on S3 and return the spec whose DAG will train on it.
+
+    Raises:
+        DatasetError: the data cannot be read.
+        StorageError: S3 cannot be reached.
+    """
+    if source.data is not None:
+        return _place_own_data(source.data, spec, settings)
     if source.task == DEFAULT_TASK:
         _place_docstrings(settings)
     else:
@@ -59,29 +72,37 @@ def _place_docstrings(settings: PlatformSettings) -> None:
         _upload(Path(folder), DEFAULT_TASK, settings)
 
 
-def _place_own_data(source: DemoSource, folder: Path, settings: PlatformSettings) -> AdapterSpec:
-    if not folder.exists():
-        raise DemoError(f"{folder} does not exist: give the folder or file of your data by --data")
+def _own_spec(source: DemoSource, folder: Path, dags_folder: Path) -> AdapterSpec:
+    from lorafleet_pipeline.datasets.upload import find_splits
+
+    find_splits(folder)
     if source.prompt is None or source.completion is None:
         raise DemoError(
             "--data needs --prompt and --completion: templates over the columns, such as 'Text: {{ text }}\\nLabel:'"
         )
-    from lorafleet_pipeline.datasets.upload import upload_dataset
-
-    name = folder.resolve().stem
     document = {
-        "name": name,
+        "name": folder.resolve().stem,
         "base_model": source.base_model,
-        "dataset": upload_dataset(folder, name, settings).model_dump(exclude_none=True, exclude_defaults=True),
+        "dataset": {"train": str(folder)},
         "prompt": source.prompt,
         "completion": source.completion,
         "training": {"learning_rate": 3e-4},
         "evaluation": {"metric": source.metric, "stop": ["\n"] if source.completion.endswith("\n") else []},
         "promotion": {"policy": "auto"},
     }
-    spec = parse_spec(document, source="--data")
+    spec = parse_spec(document, source=f"--data {folder}")
+    taken = dags_folder / "adapters" / f"{spec.name}.yaml"
+    if taken.is_file():
+        raise DemoError(f"the name {spec.name!r} of {folder} is taken by {taken}: rename the folder or file")
+    return spec
+
+
+def _place_own_data(folder: Path, spec: AdapterSpec, settings: PlatformSettings) -> AdapterSpec:
+    from lorafleet_pipeline.datasets.upload import upload_dataset
+
     if settings.adapters_dir is None:
         raise DemoError("LORAFLEET_ADAPTERS_DIR is not set: start the stack again by `lorafleet up`")
+    spec = spec.model_copy(update={"dataset": upload_dataset(folder, spec.name, settings)})
     settings.adapters_dir.mkdir(parents=True, exist_ok=True)
     (settings.adapters_dir / f"{spec.name}.yaml").write_text(spec.to_yaml(), encoding="utf-8")
     return spec

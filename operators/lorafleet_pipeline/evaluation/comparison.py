@@ -74,6 +74,7 @@ class Comparison:
         champion = fetch_champion(
             self._spec.name, engine.base_digest, self._run.evaluation / "champion", self._settings
         )
+        champion = self._load_champion(engine, champion)
         loading = self._load_candidate(engine)
         if not all(check.passed for check in loading):
             report = self._report(Verdict(loading), None, champion, dataset)
@@ -111,14 +112,22 @@ class Comparison:
             return finite, Check("loads", False, str(error))
         return finite, Check("loads", True, "the engine took the adapter")
 
+    def _load_champion(self, engine: Engine, champion: Champion) -> Champion:
+        """The champion in the engine; one that does not load must not stand in the way of every successor."""
+        if champion.digest is None or champion.folder is None or champion.digest == self._training.adapter_digest:
+            return champion
+        try:
+            engine.load_adapter(champion.digest, champion.folder)
+        except AdapterRefusal as error:
+            return Champion(f"champion {champion.note} cannot be compared: {error}")
+        return champion
+
     def _sampling(self) -> tuple[int | None, int]:
         return self._spec.evaluation.limit, self._spec.evaluation.seed
 
     def _answer(self, harness: Harness, engine: Engine, examples: tuple[Example, ...], champion: Champion) -> Answers:
         adapters = {Contestant.BASE: None, Contestant.CANDIDATE: self._training.adapter_digest}
-        if champion.digest is not None and champion.folder is not None:
-            if champion.digest != self._training.adapter_digest:
-                engine.load_adapter(champion.digest, champion.folder)
+        if champion.digest is not None:
             adapters[Contestant.CHAMPION] = champion.digest
         texts: dict[Contestant, list[str]] = {}
         num_prompts = len({example.prompt for example in examples})

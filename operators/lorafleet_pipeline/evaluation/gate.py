@@ -12,6 +12,8 @@ from lorafleet_pipeline.spec import GateSection
 
 MIN_ROWS = 20
 """Fewer judged rows than this prove nothing."""
+_ROUNDING = 1e-9
+"""Means that differ by exactly a threshold do so only up to this: 0.50 and 0.52 are more than 0.02 apart in binary."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _min_lift(gate: GateSection, scores: Scores, metric: str) -> Check:
         f"{metric} {fmean(scores.candidate):.4f} against {fmean(scores.base):.4f} of the base: "
         f"lift {scores.lift:+.4f}, gate.min_lift is {gate.min_lift:+.4f}"
     )
-    return Check("min_lift", scores.lift >= gate.min_lift, detail)
+    return Check("min_lift", scores.lift >= gate.min_lift - _ROUNDING, detail)
 
 
 def _beats_base(gate: GateSection, interval: Interval, metric: str) -> Check:
@@ -111,4 +113,4 @@ def _no_regression(gate: GateSection, scores: Scores, metric: str, champion_note
         f"{metric} {fmean(scores.candidate):.4f} against {fmean(scores.champion):.4f} of the champion "
         f"({champion_note}): {change:+.4f}, gate.max_regression is {gate.max_regression:.4f}"
     )
-    return Check("no_regression", change >= -gate.max_regression, detail)
+    return Check("no_regression", change >= -gate.max_regression - _ROUNDING, detail)

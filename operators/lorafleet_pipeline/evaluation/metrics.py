@@ -14,7 +14,8 @@ Score = Callable[[str, str], float]
 """Takes answer and reference."""
 
 _WORD = re.compile(r"[a-z0-9]+")
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+# The minus of 5-10 is none of 10, and commas stand between groups of three: 1,800 is one number, 1,2 are two.
+_NUMBER = re.compile(r"(?:(?<![\w).])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 _WHOLE_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
 
@@ -102,7 +103,7 @@ def _entities(text: str) -> Counter[tuple[str, str]] | None:
     """Entities with their type; None if the text is not of that form."""
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(document, dict):
         return None

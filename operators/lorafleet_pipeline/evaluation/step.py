@@ -11,10 +11,11 @@ from lorafleet_contract.signature import verify
 from lorafleet_pipeline.evaluation.progress import EvaluationProgress, OnProgress
 from lorafleet_pipeline.evaluation.report import EvaluationReport
 from lorafleet_pipeline.exceptions import EvaluationError
+from lorafleet_pipeline.registry.gate_report import GateReport
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_pipeline.spec import AdapterSpec, load_spec
-from lorafleet_pipeline.storage import Storage
+from lorafleet_pipeline.storage import Storage, disk_errors
 from lorafleet_pipeline.training.process import StepProcess
 from lorafleet_pipeline.training.result import TrainingResult
 from lorafleet_pipeline.training.worker import StepFiles
@@ -33,9 +34,16 @@ def evaluate(
         EvaluationError: the run has no trained adapter, or the comparison was not possible.
         InvalidSetting: there is no key to sign the gate report with.
         RegistryError: the registry could not be asked for the champion.
-        StorageError: the champion could not be fetched.
+        StorageError: the champion could not be fetched, or the run folder cannot be written.
         TrackingUnavailable: MLflow does not take the metrics.
     """
+    with disk_errors(run.path):
+        return _evaluate(spec, run, settings, on_progress)
+
+
+def _evaluate(
+    spec: AdapterSpec, run: RunFolder, settings: PlatformSettings, on_progress: OnProgress | None
+) -> EvaluationReport:
     if not run.training_result.is_file():
         raise EvaluationError(f"{run.training_result} is missing: run `lorafleet train` for this run")
     training = TrainingResult.read(run.training_result)
@@ -92,6 +100,6 @@ def _report_of_version(name: str, version: int, settings: PlatformSettings) -> E
         raise EvaluationError(
             f"training was skipped for version {version} of {name}, which is gone: train with --force"
         ) from error
-    document = json.loads(Storage(settings.s3).read_bytes(f"{address}/{GATE_REPORT_FILE}"))
-    verify(document, settings.require_gate_key())
-    return EvaluationReport.from_json({**document, "skipped_version": version})
+    text = Storage(settings.s3).read_bytes(f"{address}/{GATE_REPORT_FILE}")
+    report = GateReport.read(text, settings.require_gate_key())
+    return EvaluationReport.from_json({**report.document, "skipped_version": version})

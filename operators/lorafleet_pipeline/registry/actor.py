@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import quote, unquote
 
-from lorafleet_contract.registry import RegistryClient, RegistryEndpoint
+from lorafleet_contract.registry import RegistryClient
 from lorafleet_pipeline.settings import PlatformSettings
 
 USER_HEADER = "X-LoRAFleet-User"
@@ -60,9 +60,9 @@ def actor_of(headers: Mapping[str, str], user: str | None, default: How) -> Acto
 
 def registry_as(settings: PlatformSettings, actor: Actor) -> RegistryClient:
     """A client of the registry that says who it acts for."""
-    return RegistryClient(RegistryEndpoint(settings.mlflow_url, caller=actor.headers))
+    return settings.registry(actor.headers)
 
 
 def controller_registry(settings: PlatformSettings) -> RegistryClient:
     """The controller's own client of the registry."""
-    return RegistryClient(RegistryEndpoint(settings.mlflow_url, caller={AGENT_HEADER: CONTROLLER_AGENT}))
+    return settings.registry({AGENT_HEADER: CONTROLLER_AGENT})

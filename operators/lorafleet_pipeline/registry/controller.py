@@ -67,6 +67,7 @@ class Controller:
         self._doubts: dict[str, tuple[float, float]] = {}
         """Adapters that differ without an explanation yet: since when, and when something was last heard of them."""
         self._failed: set[str] = set()
+        self._leads = threading.Event()
         self._away_since: float | None = None
         self._told_away = False
 
@@ -75,12 +76,15 @@ class Controller:
         # A stage means nothing to pods until it is mapped to an alias, but for one that withdraws or restores.
         if not (isinstance(change, StageChange) and change.stage in STAGE_ALIASES):
             self._pods.nudge(name)
-        self._inbox.announce(name, change)
+        # Who waits for another to end must not keep what that other has seen to: it would be made again, long after.
+        if self._leads.is_set():
+            self._inbox.announce(name, change)
 
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop; of several processes with one home, all but one wait."""
         with sole_instance(self._lock_path, stop) as alone:
             if alone:
+                self._leads.set()
                 self._run(stop)
             else:
                 self.close()
@@ -129,7 +133,8 @@ class Controller:
     def _try(self, names: frozenset[str] | None) -> None:
         try:
             self._look(names)
-        except RegistryUnavailable as error:
+        except RegistryError as error:
+            # Away, or its credentials are wrong: both end without our doing.
             self._failed |= names or set()
             self._note_absence(str(error))
             time.sleep(_DOUBT_CHECK_S)
@@ -137,6 +142,7 @@ class Controller:
             # The loop must outlive any one failure: nobody else moves `live`.
             _logger.exception("the controller could not complete a look at the registry")
             self._failed |= names or set()
+            time.sleep(_RETRY_S)
         else:
             if self._told_away:
                 _logger.info("the registry answers again")
@@ -170,18 +176,20 @@ class Controller:
         if self._announced and not is_explained(snapshot, observed, changes) and self._may_be_explained(name):
             return 0
         decision = decide(snapshot, observed, self._pods.states, changes, now=time.time())
+        is_told = name in self._failed
         try:
             self._carry_out(name, decision, announced=bool(changes))
+            self._forget(name)
+            self._memory[name] = decision.observed
+            return len(decision.actions) + self._remember(snapshot, decision)
         except RegistryUnavailable:
             raise
         except RegistryError as error:
             # One adapter that the registry refuses must not keep the others waiting.
-            _logger.error("%s could not be brought in order: %s", name, error)
+            if not is_told:
+                _logger.error("%s could not be brought in order: %s", name, error)
             self._failed.add(name)
             return 0
-        self._forget(name)
-        self._memory[name] = decision.observed
-        return len(decision.actions) + self._remember(snapshot, decision)
 
     def _may_be_explained(self, name: str) -> bool:
         """Whether the announcement of what was seen may still be on its way."""

@@ -35,16 +35,16 @@ def create_app() -> Any:
     Raises:
         InvalidSetting: a setting is missing, or sign-in is configured, which this app does not offer.
     """
-    from mlflow.environment_variables import _MLFLOW_SGI_NAME
-    from mlflow.server import app
-    from mlflow.server.fastapi_app import create_fastapi_app
-
     if os.environ.get(_AUTH_VARIABLE):
         # Going on would leave a server open that its owner believes closed.
         raise InvalidSetting(
             f"{_AUTH_VARIABLE} is set, and the app `lorafleet` has no sign-in: run `mlflow server --app-name "
             "basic-auth` with `lorafleet controller` beside it"
         )
+    from mlflow.environment_variables import _MLFLOW_SGI_NAME
+    from mlflow.server import app
+    from mlflow.server.fastapi_app import create_fastapi_app
+
     _log_to_stderr()
     controller = Controller(PlatformSettings.load(), interval_s=_INTERVAL_S, announced=True)
     announce_writes(app, controller)
@@ -59,6 +59,8 @@ def announce_writes(app: Flask, controller: Controller) -> None:
     def take_turn() -> None:
         # The database takes one write at a time anyway; this makes its order ours.
         if is_ordered(request.method, request.path):
+            # The whole body first: a caller that stops halfway must not keep the others waiting.
+            request.get_data()
             turn.acquire()
             g.lorafleet_turn = turn
 

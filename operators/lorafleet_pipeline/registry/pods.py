@@ -70,9 +70,10 @@ class PodWatch:
         while not self._stopped:
             try:
                 self.ask()
-            except Exception:
-                # A watch that ends would freeze `live` for good.
+            except Exception as error:
+                # A watch that ends would freeze `live` for good, and an old report is no word on what is served now.
                 _logger.exception("watching pod %s failed", self.state.url)
+                self.state = PodState(self.state.url, self.state.report, f"its report cannot be read: {error!r}")
             self._wake.wait(self._interval_s)
             self._wake.clear()
             self._interval_s = min(self._interval_s * _INTERVAL_GROWTH, _LAST_INTERVAL_S)

@@ -6,10 +6,10 @@ Loads neither MLflow nor boto3 unless a gate report must be read: a rollback has
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lorafleet_contract.aliases import CONTROLLER_ALIASES, Alias
+from lorafleet_contract.aliases import CONTROLLER_ALIASES, Alias, Stage
 from lorafleet_contract.exceptions import RegistryNotFound, SignatureInvalid
 from lorafleet_contract.manifest import GATE_REPORT_FILE
 from lorafleet_contract.registry import ModelVersion, RegistryClient
@@ -81,6 +81,8 @@ def rollback(
 ) -> Promotion:
     """Point `champion` back: at `live` where the champion was never taken by every pod, else at `previous`.
 
+    A version that was withdrawn is passed over, unless `to` names it.
+
     Raises:
         PromotionError: there is nothing to go back to, or a pod refuses it.
         PromotionTimeout: a pod did not take it in time.
@@ -88,12 +90,10 @@ def rollback(
     registry = registry_as(settings, actor or Actor.person())
     aliases = _aliases(registry, name)
     champion, live = aliases.get(Alias.CHAMPION), aliases.get(Alias.LIVE)
-    version = to or (live if live != champion else None) or aliases.get(Alias.PREVIOUS)
-    if version is None:
-        raise PromotionError(
-            f"{name} has no previous version: name one with --to, see `lorafleet history {name}` for versions"
-        )
-    item = _version(registry, name, version)
+    if to is not None:
+        item = _version(registry, name, to)
+    else:
+        item = _way_back(registry, name, (live if live != champion else None, aliases.get(Alias.PREVIOUS)))
     return _move(registry, item, Alias.CHAMPION, champion, settings, wait_s, on_progress)
 
 
@@ -132,6 +132,17 @@ def _version(registry: RegistryClient, name: str, version: int) -> ModelVersion:
     return item
 
 
+def _way_back(registry: RegistryClient, name: str, candidates: Sequence[int | None]) -> ModelVersion:
+    """The first of the candidates that was not withdrawn."""
+    for version in candidates:
+        item = None if version is None else _version(registry, name, version)
+        if item is not None and item.stage is not Stage.ARCHIVED:
+            return item
+    raise PromotionError(
+        f"{name} has no previous version: name one with --to, see `lorafleet history {name}` for versions"
+    )
+
+
 def _check_gate(
     registry: RegistryClient, item: ModelVersion, settings: PlatformSettings, waive: str | None, actor: Actor
 ) -> None:
@@ -146,6 +157,8 @@ def _check_gate(
             f"version {item.version} of {item.name}: the gate report is about {report.digest}, the version is "
             f"{item.tags[Tag.LORA_DIGEST]}: evaluate and register it again"
         )
+    if report.status is GateStatus.WAIVED:
+        _tag_waiver(registry, item, report)
     if report.status.servable:
         return
     if not waive:
@@ -157,6 +170,11 @@ def _check_gate(
     waived = report.waive(waive, actor.who or "unknown", settings.require_gate_key())
     storage.write_bytes(address, waived.to_bytes())
     # Tags after the report: pods look again when a tag changes.
-    tags = {Tag.GATE_WAIVED_BY: waived.waived_by or "", Tag.GATE_REASON: waive, Tag.GATE_STATUS: GateStatus.WAIVED}
+    _tag_waiver(registry, item, waived)
+
+
+def _tag_waiver(registry: RegistryClient, item: ModelVersion, waived: GateReport) -> None:
+    tags = {Tag.GATE_WAIVED_BY: waived.waived_by or "", Tag.GATE_REASON: waived.reason, Tag.GATE_STATUS: waived.status}
     for key, value in tags.items():
-        registry.set_version_tag(item.name, item.version, key, value)
+        if item.tags.get(key) != value:
+            registry.set_version_tag(item.name, item.version, key, value)

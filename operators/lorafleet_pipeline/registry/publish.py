@@ -26,6 +26,7 @@ from lorafleet_pipeline.registry.upload import VersionUpload
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_pipeline.spec import AdapterSpec
+from lorafleet_pipeline.storage import disk_errors
 from lorafleet_pipeline.training.result import TrainingResult
 
 
@@ -62,7 +63,7 @@ def register(spec: AdapterSpec, run: RunFolder, settings: PlatformSettings) -> R
     if not run.training_result.is_file():
         raise RegistrationError(f"{run.training_result} is missing: run `lorafleet train` for this run")
     training = TrainingResult.read(run.training_result)
-    with _alone(run):
+    with disk_errors(run.path), _alone(run):
         found = _existing(spec.name, run, training, settings)
         if found is None:
             prepared = PreparedVersion.read(run, training, settings.require_gate_key())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from lorafleet_pipeline.storage import Storage, is_s3
 _logger = logging.getLogger(__name__)
 
 MODEL_TYPE = "lora-adapter"
+ORPHAN_AGE_S = 24 * 3600.0
+"""Age from which a registration that is not complete counts as given up."""
 
 
 class VersionUpload:
@@ -27,12 +30,15 @@ class VersionUpload:
 
     def __init__(self, prepared: PreparedVersion, settings: PlatformSettings) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # MLflow's client takes credentials from nowhere else.
+        os.environ.update(settings.mlflow_credentials())
         from mlflow import MlflowClient
 
         self._prepared = prepared
         self._storage = Storage(settings.s3)
         self._mlflow = MlflowClient(settings.mlflow_url)
         self._name = prepared.manifest.name
+        self._made_registered_model = False
 
     def publish(self) -> int:
         """Upload, check, and create the version; returns its number.
@@ -43,23 +49,35 @@ class VersionUpload:
         """
         from mlflow.exceptions import MlflowException
 
-        model = None
+        model, is_published = None, False
         try:
-            model = self._logged_model()
+            experiment = self._experiment()
+            self._sweep(experiment)
+            model = self._logged_model(experiment)
             self._put_files(model)
             self._mlflow.finalize_logged_model(model.model_id, "READY")
-            return self._create_version(model)
+            version = self._create_version(model)
+            is_published = True
         except MlflowException as error:
-            self._discard(model)
             raise RegistrationError(f"{self._name} could not be registered: {_first_line(error)}") from error
-        except (PipelineError, OSError):
-            self._discard(model)
-            raise
+        finally:
+            # Whatever it was, an interruption by a person or by Airflow among it.
+            if not is_published:
+                self._discard(model)
+        return version
 
-    def _logged_model(self) -> Any:
+    def _sweep(self, experiment: str) -> None:
+        """Remove what runs that were killed and never tried again left long ago: logged models without a version."""
+        given_up = f"name = '{self._name}' AND creation_timestamp < {round((time.time() - ORPHAN_AGE_S) * 1000)}"
+        for model in self._mlflow.search_logged_models([experiment], filter_string=given_up):
+            key = model.tags.get(Tag.RUN_KEY.value)
+            if model.status == "PENDING" and key not in (None, self._prepared.run_key):
+                _logger.info("removing logged model %s, which run %s left incomplete", model.model_id, key)
+                self._discard(model)
+
+    def _logged_model(self, experiment: str) -> Any:
         """The logged model that an earlier try of this run left, or a new one."""
         prepared = self._prepared
-        experiment = self._experiment()
         wanted = (
             f"tags.`{Tag.RUN_KEY}` = '{prepared.run_key}' AND tags.`{Tag.LORA_DIGEST}` = '{prepared.manifest.digest}'"
         )
@@ -120,6 +138,7 @@ class VersionUpload:
                 self._mlflow.log_outputs(prepared.mlflow_run_id, [LoggedModelOutput(model.model_id, step=0)])
         try:
             self._mlflow.create_registered_model(self._name)
+            self._made_registered_model = True
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -145,8 +164,7 @@ class VersionUpload:
             if any(version.source == model.model_uri for version in versions):
                 return  # Created after all, and only the answer was lost: the next try finds it.
             self._mlflow.delete_logged_model(model.model_id)
-            known = self._mlflow.search_registered_models(f"name='{self._name}'")
-            if known and not versions:
+            if self._made_registered_model and not versions:
                 self._mlflow.delete_registered_model(self._name)
             if is_s3(str(model.artifact_location)):
                 self._storage.delete_folder(str(model.artifact_location))

@@ -52,6 +52,7 @@ class ComponentPlan:
     before_start: Callable[[], None] | None = None
     on_prepared: Callable[[], None] | None = None
     on_ready: Callable[[], None] | None = None
+    on_stopped: Callable[[], None] | None = None
     start_limit_s: float = 240.0
     stop_limit_s: float = 15.0
 
@@ -137,13 +138,21 @@ class Component:
         stop_processes(group_members(self._process.pid), self.plan.stop_limit_s)
         self._process.wait()
         self._process, self.mark = None, None
+        if self.plan.on_stopped is not None:
+            self.plan.on_stopped()
 
     def trim_log(self) -> None:
         """Put a log that has grown large aside. The process holds it open, so it is emptied and not moved."""
         log = self.plan.log
-        if log.is_file() and log.stat().st_size > _LOG_LIMIT_BYTES:
-            shutil.copyfile(log, log.with_name(f"{log.name}.1"))
-            os.truncate(log, 0)
+        if not log.is_file() or log.stat().st_size <= _LOG_LIMIT_BYTES:
+            return
+        aside = log.with_name(f"{log.name}.1")
+        try:
+            shutil.copyfile(log, aside)
+        except OSError:
+            # On a full disk, room is worth more than old lines, and the component runs on.
+            aside.unlink(missing_ok=True)
+        os.truncate(log, 0)
 
     def last_words(self) -> str:
         """The last line of the log, for an error message."""

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorafleet_pipeline.exceptions import StackError
 from lorafleet_pipeline.settings import STACK_ENV_FILE
 
 
@@ -42,7 +43,13 @@ class StackHome:
 
     @property
     def lock(self) -> Path:
+        """Held by the command that changes the stack."""
         return self.folder / ".lock"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        """Held by the supervisor as long as it lives."""
+        return self.folder / ".supervisor"
 
     @property
     def work(self) -> Path:
@@ -58,9 +65,30 @@ class StackHome:
         return self.folder / "logs" / f"{component}.log"
 
     def create(self) -> None:
-        """Make the folders; none but the owner may enter."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
-        (self.folder / "logs").mkdir(exist_ok=True)
-        self.work.mkdir(exist_ok=True)
-        self.adapters.mkdir(exist_ok=True)
+        """Make the folders; none but the owner may enter.
+
+        Raises:
+            StackError: they cannot be made, or the folder is used for something else.
+        """
+        if self._is_foreign:
+            raise StackError(
+                f"{self.folder} holds other files and no stack: choose an empty or new folder with `--home`"
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.chmod(0o700)
+            for folder in (self.folder / "logs", self.work, self.adapters):
+                folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise StackError(
+                f"the home folder {self.folder} cannot be made ({error.strerror}): choose another with `--home`"
+            ) from error
+
+    @property
+    def _is_foreign(self) -> bool:
+        """Whether the folder is someone's who would miss its mode and be surprised by our files."""
+        if not self.folder.is_dir():
+            return False
+        names = {path.name for path in self.folder.iterdir()}
+        ours = {self.lock.name, self.secrets.name, self.ports.name, self.work.name}
+        return bool(names) and names.isdisjoint(ours) and not any(name.startswith("pod-") for name in names)

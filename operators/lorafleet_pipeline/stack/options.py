@@ -10,6 +10,8 @@ from pathlib import Path
 
 from lorafleet_pipeline.base_models import DEFAULT_BASE_MODEL
 from lorafleet_pipeline.exceptions import StackError
+from lorafleet_pipeline.stack.ports import check_ports
+from lorafleet_pipeline.stack.private_file import write_private
 
 AIRFLOW_COMPONENTS = ("airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer")
 ALL_COMPONENTS = ("s3", "mlflow", "pod", *AIRFLOW_COMPONENTS)
@@ -31,6 +33,13 @@ class StackOptions:
             raise StackError(
                 f"unknown component {', '.join(unknown) or '(none)'}: choose among airflow, {', '.join(ALL_COMPONENTS)}"
             )
+        check_ports(self.ports)
+        # The supervisor and the components work in folders of their own, where a relative path would lead astray.
+        if self.dags is not None:
+            object.__setattr__(self, "dags", _absolute(self.dags))
+            _ = self.dags_folder
+        if Path(self.model).expanduser().exists():
+            object.__setattr__(self, "model", _absolute(self.model))
 
     @property
     def dags_folder(self) -> Path:
@@ -40,7 +49,7 @@ class StackOptions:
             StackError: there is none.
         """
         if self.dags is not None:
-            folder = Path(self.dags).expanduser().absolute()
+            folder = Path(self.dags)
             if not folder.is_dir():
                 raise StackError(f"the DAG folder {folder} does not exist: correct `--dags`")
             return folder
@@ -51,13 +60,20 @@ class StackOptions:
 
     def write(self, path: Path) -> None:
         """Keep the options for the supervisor."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_private(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> StackOptions:
-        """The options of the last start."""
-        document = json.loads(path.read_text())
-        return cls(**(document | {"components": tuple(document["components"])}))
+        """The options of the last start.
+
+        Raises:
+            StackError: the file cannot be understood.
+        """
+        try:
+            document = json.loads(path.read_text())
+            return cls(**(document | {"components": tuple(document["components"])}))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StackError(f"{path} is damaged: `lorafleet down` and `lorafleet up` write it anew") from error
 
 
 def expand_components(names: Iterable[str]) -> tuple[str, ...]:
@@ -65,6 +81,10 @@ def expand_components(names: Iterable[str]) -> tuple[str, ...]:
     wanted = {part for name in names for part in _GROUPS.get(name, (name,))}
     known = tuple(name for name in ALL_COMPONENTS if name in wanted)
     return (*known, *sorted(wanted - set(known)))
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _dag_folders() -> tuple[Path, ...]:

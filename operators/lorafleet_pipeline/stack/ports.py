@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorafleet_pipeline.exceptions import StackError
+from lorafleet_pipeline.stack.private_file import write_private
 
 LOOPBACK = "127.0.0.1"
 HIGHEST_PORT = 65_535
@@ -80,8 +81,14 @@ def choose_ports(path: Path, fixed: Mapping[str, int], is_reserved: Callable[[in
     def is_usable(port: int) -> bool:
         return is_free(port) and not is_reserved(port)
 
-    _check_fixed(fixed, is_usable)
-    remembered: dict[str, int] = json.loads(path.read_text()) if path.is_file() else {}
+    check_ports(fixed)
+    for name, port in fixed.items():
+        if not is_usable(port):
+            raise StackError(
+                f"port {port} for {name} is taken by another process: stop that, or choose another, "
+                f"for instance `--port {name}={free_port()}`"
+            )
+    remembered = read_ports(path)
     chosen: dict[str, int] = {}
     notes = []
     for name, preferred in PREFERRED_PORTS.items():
@@ -90,21 +97,35 @@ def choose_ports(path: Path, fixed: Mapping[str, int], is_reserved: Callable[[in
         chosen[name] = wanted if wanted and is_usable(wanted) else _next_free(name, preferred, spoken_for, is_usable)
         if wanted not in (None, chosen[name]):
             notes.append(f"port {wanted} of {name} is taken by another process; {name} uses {chosen[name]} instead")
-    path.write_text(json.dumps(chosen, indent=1) + "\n")
+    write_private(path, json.dumps(chosen, indent=1) + "\n")
     return PortChoice(chosen, tuple(notes))
 
 
-def _check_fixed(fixed: Mapping[str, int], is_usable: Callable[[int], bool]) -> None:
+def read_ports(path: Path) -> dict[str, int]:
+    """The ports that a file remembers, by name; none where it is absent or damaged: others are found then."""
+    try:
+        document = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    known = document.items() if isinstance(document, dict) else ()
+    return {name: port for name, port in known if name in PREFERRED_PORTS and _is_port(port)}
+
+
+def check_ports(fixed: Mapping[str, int]) -> None:
+    """Look at the ports that a user demands, by name.
+
+    Raises:
+        StackError: a name is unknown, or a port out of range.
+    """
     for name, port in fixed.items():
         if name not in PREFERRED_PORTS:
             raise StackError(f"no port is named {name!r}: choose one of {', '.join(PREFERRED_PORTS)}")
-        if not 1 <= port <= HIGHEST_PORT:
+        if not _is_port(port):
             raise StackError(f"port {port} for {name} is not between 1 and {HIGHEST_PORT}: choose another")
-        if not is_usable(port):
-            raise StackError(
-                f"port {port} for {name} is taken by another process: stop that, or choose another, "
-                f"for instance `--port {name}={free_port()}`"
-            )
+
+
+def _is_port(port: object) -> bool:
+    return isinstance(port, int) and 1 <= port <= HIGHEST_PORT
 
 
 def _next_free(name: str, preferred: int, spoken_for: set[int], is_usable: Callable[[int], bool]) -> int:

@@ -69,7 +69,8 @@ class ComponentRunner(threading.Thread):
         while not self._stop_requested.is_set():
             try:
                 ended = self._run_once()
-            except StackError as error:
+            except (StackError, OSError) as error:
+                # No process can be started without memory, files or space; that passes.
                 ended = str(error)
             if self._stop_requested.is_set():
                 return

@@ -12,9 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from secrets import token_urlsafe
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lorafleet_pipeline.exceptions import StackError
 from lorafleet_pipeline.stack.certificate import Certificate
@@ -26,10 +27,13 @@ from lorafleet_pipeline.stack.private_file import write_private
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+_Answer = TypeVar("_Answer")
+
 BUCKETS = ("mlflow", "datasets", "datadocs", "audit")
 POD_BUCKET = "mlflow"
 REGION = "us-east-1"
 _GRPC_PARTS = ("volume", "master", "filer", "s3", "admin", "worker", "client")
+_GRPC_SERVERS = ("s3", "master", "volume", "filer", "admin")
 _PROBE_KEY = ".lorafleet/ready"
 _SETTLE_LIMIT_S = 60.0
 _SETTLE_POLL_S = 0.1
@@ -76,13 +80,15 @@ class SeaweedFS:
         write_private(self.folder / "security.toml", _security(Certificate.load_or_create(self.folder)))
         return ComponentPlan(
             name="s3",
-            command=(_weed(), "mini", *self._options()),
+            # By itself it would write log files into the machine's folder of temporary files.
+            command=(_weed(), "-logtostderr=true", "mini", *self._options()),
             environment=clean_environment({"GOMEMLIMIT": "256MiB"}),
             folder=self.folder,
             log=self.log,
             probe=http_probe(f"{self.endpoint}/healthz"),
             url=self.endpoint,
             on_ready=self._settle,
+            on_stopped=lambda: remove_sockets(self.ports),
             start_limit_s=60.0,
         )
 
@@ -106,6 +112,9 @@ class SeaweedFS:
             "-admin.ui=false",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
+            # Relative to its folder: a path from the root may be longer than a socket's address can be.
+            "-s3.localSocket=s3.sock",
+            "-filer.localSocket=filer.sock",
             "-master.telemetry=false",
             "-s3.readerCacheSizeMB=64",
         )
@@ -130,32 +139,29 @@ class SeaweedFS:
         After a start the server lists objects some seconds before it finds the volumes that hold them.
         """
         client = self.client()
-        present = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
-        for name in self.buckets:
-            if name not in present:
-                client.create_bucket(Bucket=name)
+        present = {bucket["Name"] for bucket in _retry_faults(client.list_buckets)["Buckets"]}
+        for name in set(self.buckets) - present:
+            _retry_faults(partial(client.create_bucket, Bucket=name))
         bucket = self.buckets[-1]
-        if client.list_objects_v2(Bucket=bucket, Prefix=_PROBE_KEY)["KeyCount"]:
+        if _retry_faults(partial(client.list_objects_v2, Bucket=bucket, Prefix=_PROBE_KEY))["KeyCount"]:
             _retry_faults(lambda: client.get_object(Bucket=bucket, Key=_PROBE_KEY)["Body"].read())
         else:
-            _retry_faults(lambda: client.put_object(Bucket=bucket, Key=_PROBE_KEY, Body=b"ready"))
+            _retry_faults(partial(client.put_object, Bucket=bucket, Key=_PROBE_KEY, Body=b"ready"))
 
 
-def _retry_faults(call: Callable[[], object]) -> None:
-    """Repeat a call while the server answers that it is at fault itself."""
-    from botocore.exceptions import ClientError
+def _retry_faults(call: Callable[[], _Answer]) -> _Answer:
+    """Repeat a call while the server answers that it is at fault itself, or not at all."""
+    from botocore.exceptions import BotoCoreError, ClientError
 
     deadline = time.monotonic() + _SETTLE_LIMIT_S
     while True:
         try:
-            call()
-        except ClientError as error:
-            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-            if status < 500 or time.monotonic() > deadline:
+            return call()
+        except (BotoCoreError, ClientError) as error:
+            response = getattr(error, "response", {}).get("ResponseMetadata", {})
+            if response.get("HTTPStatusCode", 500) < 500 or time.monotonic() > deadline:
                 raise StackError(f"s3 cannot read its own objects: {error}") from error
             time.sleep(_SETTLE_POLL_S)
-        else:
-            return
 
 
 def _security(certificate: Certificate) -> str:
@@ -167,6 +173,13 @@ def _security(certificate: Certificate) -> str:
     for part in _GRPC_PARTS:
         lines += [f"[grpc.{part}]", f'cert = "{certificate.certificate}"', f'key = "{certificate.key}"']
     return "\n".join(lines) + "\n"
+
+
+def remove_sockets(ports: Mapping[str, int]) -> None:
+    """Remove the sockets that a server which was killed has left; where they stand cannot be chosen."""
+    for name in _GRPC_SERVERS:
+        port = ports.get("admin", 0) + ADMIN_GRPC_OFFSET if name == "admin" else ports.get(f"{name}_grpc")
+        Path(f"/tmp/seaweedfs-{name}-grpc-{port}.sock").unlink(missing_ok=True)
 
 
 def free_ports() -> dict[str, int]:

@@ -6,67 +6,36 @@ components belong to the supervisor.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 from lorafleet_pipeline.exceptions import StackError
-from lorafleet_pipeline.stack.airflow import USER
 from lorafleet_pipeline.stack.components import STACK_ID, StackComponents
 from lorafleet_pipeline.stack.home import StackHome
-from lorafleet_pipeline.stack.leftovers import stop_leftovers
+from lorafleet_pipeline.stack.home_lock import HomeLock
+from lorafleet_pipeline.stack.leftovers import stop_leftovers, stop_marked
 from lorafleet_pipeline.stack.options import StackOptions
-from lorafleet_pipeline.stack.ports import PortChoice, choose_ports
+from lorafleet_pipeline.stack.ports import PortChoice, choose_ports, read_ports
 from lorafleet_pipeline.stack.private_file import write_private
+from lorafleet_pipeline.stack.process import ProcessMark, stop_processes
 from lorafleet_pipeline.stack.reservations import PortReservations
+from lorafleet_pipeline.stack.seaweedfs import remove_sockets
 from lorafleet_pipeline.stack.secrets import Secrets
-from lorafleet_pipeline.stack.state import ComponentState, ComponentStatus, StackState
+from lorafleet_pipeline.stack.state import ComponentState, StackState
+from lorafleet_pipeline.stack.status import OnProgress, StackStatus, read_status
 
 MIN_FREE_BYTES = 2 << 30
 _POLL_S = 0.2
+_START_LIMIT_S = 90.0
 _STOP_LIMIT_S = 90.0
 _LEFTOVER_LIMIT_S = 15.0
-_ADDRESSED = {"airflow": "airflow-api-server", "mlflow": "mlflow", "pod": "pod", "s3": "s3"}
-
-
-@dataclass(frozen=True)
-class StackUrls:
-    """Addresses of what the stack serves; None for what is not part of it."""
-
-    airflow: str | None = None
-    mlflow: str | None = None
-    pod: str | None = None
-    s3: str | None = None
-
-
-@dataclass(frozen=True)
-class StackStatus:
-    """The stack as it is now."""
-
-    home: Path
-    is_supervised: bool
-    components: tuple[ComponentStatus, ...] = ()
-    urls: StackUrls = StackUrls()
-    airflow_user: str | None = None
-    airflow_password: str | None = field(default=None, repr=False)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether every component is ready."""
-        return self.is_supervised and all(entry.state is ComponentState.READY for entry in self.components)
-
-
-OnProgress = Callable[[StackStatus], None]
 
 
 class Stack:
@@ -83,7 +52,8 @@ class Stack:
             StackError: it could not be started. Nothing is left running then.
         """
         options = options or StackOptions()
-        self._check_disk()
+        if not self.status().is_supervised:
+            self._check_disk()
         self.home.create()
         with self._exclusive():
             running = self.status()
@@ -91,41 +61,26 @@ class Stack:
                 self._check_same(running, options)
                 return self._await_ready(on_progress, ())
             self._recover()
-            notes = self._launch(options)
-            try:
-                return self._await_ready(on_progress, notes)
-            except BaseException:
-                self._stop()
-                raise
+            return self._start(options, on_progress)
 
     def down(self) -> bool:
         """Stop the stack and everything left of it; returns whether anything ran.
 
         Raises:
-            StackError: another command is at work on this home folder.
+            StackError: another command is at work on this home folder, or a file there is damaged.
         """
-        if not self.home.folder.is_dir():
+        if not (self.home.state.is_file() or self.home.supervisor_lock.is_file()):
             return False
         with self._exclusive():
             return self._stop()
 
     def status(self) -> StackStatus:
-        """What runs, as last seen by the supervisor, checked against the processes themselves."""
-        state = StackState.read(self.home.state)
-        if state is None:
-            return StackStatus(self.home.folder, is_supervised=False)
-        is_supervised = state.supervisor.is_alive
-        components = state.components if is_supervised else tuple(_unsupervised(entry) for entry in state.components)
-        addresses = {entry.name: entry.url for entry in components}
-        has_airflow = _ADDRESSED["airflow"] in addresses
-        return StackStatus(
-            home=self.home.folder,
-            is_supervised=is_supervised,
-            components=components,
-            urls=StackUrls(**{name: addresses.get(component) for name, component in _ADDRESSED.items()}),
-            airflow_user=USER if has_airflow else None,
-            airflow_password=Secrets.load_or_create(self.home.secrets).airflow_password if has_airflow else None,
-        )
+        """What runs, as last seen by the supervisor, checked against the processes themselves.
+
+        Raises:
+            StackError: a file of the home folder is damaged.
+        """
+        return read_status(self.home)
 
     def _check_disk(self) -> None:
         existing = next(folder for folder in (self.home.folder, *self.home.folder.parents) if folder.exists())
@@ -137,36 +92,56 @@ class Stack:
             )
 
     def _check_same(self, running: StackStatus, options: StackOptions) -> None:
+        """Refuse what was asked for and is not so; what was left at its default is not asked for."""
         present = {entry.name for entry in running.components}
-        missing = [name for name in options.components if name not in present]
-        if missing:
-            raise StackError(
-                f"the stack of {self.home.folder} is up without {', '.join(missing)}: `lorafleet down` first"
-            )
+        others = [f"without {name}" for name in options.components if name not in present]
+        started, ports = StackOptions.read(self.home.options), read_ports(self.home.ports)
+        if options.model not in (StackOptions.model, started.model):
+            others.append(f"with the base model {started.model}")
+        if options.dags not in (StackOptions.dags, started.dags):
+            others.append(f"with the DAG folder {started.dags_folder}")
+        others += [f"with {name} on port {ports[name]}" for name in options.ports if ports[name] != options.ports[name]]
+        if others:
+            raise StackError(f"the stack of {self.home.folder} is up {', '.join(others)}: `lorafleet down` first")
 
-    def _launch(self, options: StackOptions) -> tuple[str, ...]:
+    def _start(self, options: StackOptions, on_progress: OnProgress | None) -> StackStatus:
+        stack_id = secrets.token_hex(16)
+        try:
+            return self._await_ready(on_progress, self._launch(options, stack_id).notes)
+        except BaseException:
+            self._stop()
+            # Its state may not have been written yet.
+            stop_marked(STACK_ID, stack_id, _LEFTOVER_LIMIT_S)
+            raise
+
+    def _launch(self, options: StackOptions, stack_id: str) -> PortChoice:
         """Settle ports, secrets and options, and start the supervisor."""
         reservations = PortReservations()
         with reservations.exclusive():
-            return self._launch_on(choose_ports(self.home.ports, options.ports, reservations.is_reserved), options)
+            choice = choose_ports(self.home.ports, options.ports, reservations.is_reserved)
+            components = StackComponents(self.home, options, choice.ports, Secrets.load_or_create(self.home.secrets))
+            lines = [f"{name}={value}" for name, value in components.environment().items()]
+            write_private(self.home.environment, "\n".join(lines) + "\n")
+            options.write(self.home.options)
+            self._run_supervisor(stack_id)
+        return choice
 
-    def _launch_on(self, choice: PortChoice, options: StackOptions) -> tuple[str, ...]:
-        components = StackComponents(self.home, options, choice.ports, Secrets.load_or_create(self.home.secrets))
-        lines = [f"{name}={value}" for name, value in components.environment().items()]
-        write_private(self.home.environment, "\n".join(lines) + "\n")
-        options.write(self.home.options)
-        stack_id = secrets.token_hex(16)
+    def _run_supervisor(self, stack_id: str) -> None:
+        """Start the supervisor, and wait until it has reserved the ports and written its first state."""
         command = (sys.executable, "-m", "lorafleet_pipeline.stack.supervisor")
-        subprocess.run((*command, "--home", str(self.home.folder), "--stack-id", stack_id), check=True)
-        self._await_supervisor(stack_id)
-        return choice.notes
-
-    def _await_supervisor(self, stack_id: str) -> None:
-        deadline = time.monotonic() + _STOP_LIMIT_S
-        while (state := StackState.read(self.home.state)) is None or state.stack_id != stack_id:
-            if time.monotonic() > deadline:
-                raise StackError(f"the supervisor did not start: see {self.home.log('supervisor')}")
-            time.sleep(_POLL_S)
+        starter = subprocess.run(
+            (*command, "--home", str(self.home.folder), "--stack-id", stack_id),
+            # A module in the user's folder must not be taken for one of ours.
+            cwd=self.home.folder,
+            env={**os.environ, STACK_ID: stack_id},
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=_START_LIMIT_S,
+            check=False,
+        )
+        if starter.returncode != 0:
+            reason = starter.stderr.strip() or f"the supervisor did not start: see {self.home.log('supervisor')}"
+            raise StackError(reason.splitlines()[-1])
 
     def _await_ready(self, on_progress: OnProgress | None, notes: tuple[str, ...]) -> StackStatus:
         last: StackStatus | None = None
@@ -185,18 +160,17 @@ class Stack:
             time.sleep(_POLL_S)
 
     def _stop(self) -> bool:
-        state = StackState.read(self.home.state)
-        if state is None:
-            return False
-        was_supervised = state.supervisor.is_alive
-        if was_supervised:
-            os.kill(state.supervisor.pid, signal.SIGTERM)
-            deadline = time.monotonic() + _STOP_LIMIT_S
-            while state.supervisor.is_alive and time.monotonic() < deadline:
-                time.sleep(_POLL_S)
-            if state.supervisor.is_alive:
-                os.kill(state.supervisor.pid, signal.SIGKILL)
+        was_supervised = self._stop_supervisor()
         return self._recover() or was_supervised
+
+    def _stop_supervisor(self) -> bool:
+        """End the supervisor, which ends the components; it is found even where its state was lost."""
+        pid = HomeLock(self.home.supervisor_lock).holder
+        mark = None if pid is None else ProcessMark.of(pid)
+        if mark is None:
+            return False
+        stop_processes([mark], _STOP_LIMIT_S)
+        return True
 
     def _recover(self) -> bool:
         """Stop what a supervisor that was killed has left; returns whether there was any."""
@@ -204,26 +178,13 @@ class Stack:
         if state is None:
             return False
         stopped = stop_leftovers(state, STACK_ID, _LEFTOVER_LIMIT_S)
+        remove_sockets(read_ports(self.home.ports))
         components = tuple(
             replace(entry, state=ComponentState.STOPPED, process=None, ready_since=None) for entry in state.components
         )
         replace(state, components=components).write(self.home.state)
         return bool(stopped)
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        with self.home.lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StackError(
-                    f"another `lorafleet up` or `down` works on {self.home.folder}: wait for it to end"
-                ) from None
-            yield
-
-
-def _unsupervised(entry: ComponentStatus) -> ComponentStatus:
-    is_left = entry.process is not None and entry.process.is_alive
-    state = ComponentState.ORPHANED if is_left else ComponentState.STOPPED
-    detail = "its supervisor is gone: `lorafleet down` stops it" if is_left else ""
-    return replace(entry, state=state, detail=detail, process=entry.process if is_left else None, ready_since=None)
+    def _exclusive(self) -> AbstractContextManager[None]:
+        refusal = f"another `lorafleet up` or `down` works on {self.home.folder}: wait for it to end"
+        return HomeLock(self.home.lock).held(refusal)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorafleet_pipeline.exceptions import StackError
 from lorafleet_pipeline.stack.private_file import write_private
 from lorafleet_pipeline.stack.process import ProcessMark
 
@@ -49,8 +50,12 @@ class ComponentStatus:
 
 @dataclass(frozen=True)
 class StackState:
-    """The whole stack as last seen. `stack_id` stands in the environment of all its processes."""
+    """The whole stack as last seen. `stack_id` stands in the environment of all its processes.
 
+    `home` is the folder that it was started in: a copy of that folder has no right to its processes.
+    """
+
+    home: str
     stack_id: str
     supervisor: ProcessMark
     components: tuple[ComponentStatus, ...]
@@ -66,15 +71,31 @@ class StackState:
 
     @classmethod
     def read(cls, path: Path) -> StackState | None:
-        """The state last written, or None when no supervisor ever ran here."""
+        """The state last written, or None when no supervisor ever ran in this folder.
+
+        Raises:
+            StackError: the file cannot be understood.
+        """
         if not path.is_file():
             return None
-        document = json.loads(path.read_text())
-        return cls(
-            stack_id=document["stack_id"],
-            supervisor=ProcessMark(**document["supervisor"]),
-            components=tuple(_component(entry) for entry in document["components"]),
-        )
+        try:
+            document = json.loads(path.read_text())
+            state = cls(
+                home=document["home"],
+                stack_id=document["stack_id"],
+                supervisor=ProcessMark(**document["supervisor"]),
+                components=tuple(_component(entry) for entry in document["components"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StackError(
+                f"{path} is damaged: `lorafleet down` mends it while the stack runs, else delete it and `lorafleet up`"
+            ) from error
+        return state if state.home == home_name(path.parent) else None
+
+
+def home_name(folder: Path) -> str:
+    """How a state names the folder that it belongs to."""
+    return str(folder.resolve())
 
 
 def _component(entry: Mapping[str, Any]) -> ComponentStatus:

@@ -7,7 +7,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
 from lorafleet_contract.digest import ADAPTER_FILES, CONFIG_FILE, adapter_digest
+from lorafleet_pipeline.exceptions import StorageError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -18,7 +21,10 @@ def save_adapter(model: PeftModel, folder: Path) -> str:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     # Without the flag PEFT asks the hub whether the base's vocabulary was changed.
-    model.save_pretrained(partial, safe_serialization=True, save_embedding_layers=False)
+    try:
+        model.save_pretrained(partial, safe_serialization=True, save_embedding_layers=False)
+    except SafetensorError as error:
+        raise StorageError(f"{partial} could not be written ({error}): free some space there") from error
     for path in partial.iterdir():
         if path.name not in ADAPTER_FILES:
             path.unlink()

@@ -6,6 +6,7 @@ what early stopping has seen. Tensors of the adapter are safetensors; the rest i
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 _PREFIX = "step-"
 _KEPT = 2
@@ -52,11 +53,12 @@ class CheckpointStore:
         partial = self._folder / f".{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(dict(checkpoint.adapter), partial / _ADAPTER_FILE)
+        # Through memory: of a full disk the libraries' own writers say little that a person understands.
+        (partial / _ADAPTER_FILE).write_bytes(save(dict(checkpoint.adapter)))
         if checkpoint.best is not None:
-            save_file(dict(checkpoint.best), partial / _BEST_FILE)
-        torch.save(dict(checkpoint.optimizer), partial / _OPTIMIZER_FILE)
-        torch.save(dict(checkpoint.random), partial / _RANDOM_FILE)
+            (partial / _BEST_FILE).write_bytes(save(dict(checkpoint.best)))
+        (partial / _OPTIMIZER_FILE).write_bytes(_pickled(checkpoint.optimizer))
+        (partial / _RANDOM_FILE).write_bytes(_pickled(checkpoint.random))
         (partial / _STATE_FILE).write_text(json.dumps({"step": checkpoint.step, **checkpoint.progress}))
         for file in partial.iterdir():
             _flush(file)
@@ -101,6 +103,12 @@ def restore_random_state(state: Mapping[str, torch.Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def _pickled(content: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    return buffer.getvalue()
 
 
 def _flush(path: Path) -> None:

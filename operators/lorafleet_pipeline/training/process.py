@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ class StepProcess:
         """Whether a process works in the folder now."""
         if self._child is not None:
             self._child.poll()  # Reaps it if it has ended.
-        descriptor = try_lock(self._files.lock)
+        # Shared, so that two who look at once do not take each other for the process.
+        descriptor = try_lock(self._files.lock, shared=True)
         if descriptor is None:
             return True
         os.close(descriptor)
@@ -176,7 +178,8 @@ class StepProcess:
     def _signal(self, number: signal.Signals) -> None:
         known = ProcessIdentity.read(self._files.process)
         if known is not None and known.is_alive:
-            os.killpg(known.pid, number)
+            with suppress(ProcessLookupError):  # It has ended just now.
+                os.killpg(known.pid, number)
 
     def _gone_within(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
@@ -212,7 +215,16 @@ class _Reports:
             file.seek(self._offset)
             whole, newline, _ = file.read().rpartition(b"\n")
         self._offset += len(whole) + len(newline)
-        return [json.loads(line) for line in whole.splitlines() if line]
+        return [report for report in map(_parsed, whole.splitlines()) if report is not None]
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """A report; None for a line that a full disk or a kill cut short."""
+    try:
+        report: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return report
 
 
 def _ending(status: int | None) -> str:

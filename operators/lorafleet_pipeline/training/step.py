@@ -9,6 +9,7 @@ from lorafleet_pipeline.exceptions import TrainingError
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_pipeline.spec import AdapterSpec, load_spec
+from lorafleet_pipeline.storage import disk_errors
 from lorafleet_pipeline.training.job import OnProgress, TrainingIdentity, TrainingJob
 from lorafleet_pipeline.training.result import TrainingResult
 from lorafleet_pipeline.training.unchanged import find_unchanged
@@ -40,7 +41,15 @@ def train(
         TrainingCancelled: someone cancelled it.
         TrainingError: anything else that ended it.
         RegistryError: the registry could not be asked about earlier versions.
+        StorageError: the run folder cannot be written.
     """
+    with disk_errors(run.path):
+        return _train(spec, run, settings, on_progress, force=force)
+
+
+def _train(
+    spec: AdapterSpec, run: RunFolder, settings: PlatformSettings, on_progress: OnProgress | None, *, force: bool
+) -> TrainingResult:
     _require_same_spec(spec, run)
     identity = TrainingIdentity(spec.spec_digest, read_prepared(run).digest)
     job = TrainingJob(run)

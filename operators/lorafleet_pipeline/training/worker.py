@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafleet_pipeline.exceptions import PipelineError
+from lorafleet_pipeline.storage import disk_errors
 
 logger = logging.getLogger(__name__)
 
@@ -93,12 +94,12 @@ class ProcessIdentity:
         return ProcessIdentity.of(self.pid) == self
 
 
-def try_lock(path: Path) -> int | None:
-    """Take a lock file; None when someone holds it. Closing the descriptor gives it back."""
+def try_lock(path: Path, *, shared: bool = False) -> int | None:
+    """Take a lock file, alone or beside others; None when someone holds it. Closing the descriptor gives it back."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
@@ -150,7 +151,8 @@ def step_process(
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: _stop(number, stopped))
     try:
-        yield
+        with disk_errors(files.folder):
+            yield
     except PipelineError as error:
         logger.error("%s: %s", type(error).__name__, error)
         write_json(files.failure, {"error": type(error).__name__, "message": str(error)})

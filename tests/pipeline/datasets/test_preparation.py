@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,14 @@ def test_examples_that_travel_are_validation_inputs_without_personal_data(tmp_pa
     rows = [{"text": "mail ada@example.org about case 5", "label": "old"}, *clean_rows(3, 100)]
     dataset = prepare(make_spec(_three(tmp_path, validation=rows)), _run(tmp_path), make_settings(tmp_path))
     assert dataset.prompt_examples() == tuple({"text": row["text"]} for row in clean_rows(2, 100))
+
+
+def test_examples_that_travel_are_short_and_plain_json(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        {"text": "long " * 2000, "label": "old"},
+        {"text": math.inf, "label": "old"},
+        *clean_rows(1, 100),
+    ]
+    prepare(make_spec(_three(tmp_path, validation=rows)), _run(tmp_path), make_settings(tmp_path))
+    examples = read_prepared(_run(tmp_path)).prompt_examples()
+    assert examples == ({"text": clean_rows(1, 100)[0]["text"]},)

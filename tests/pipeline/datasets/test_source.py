@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from lorafleet_pipeline.exceptions import (
     DatasetUnreadable,
     ObjectMissing,
     StorageDenied,
+    StorageError,
     StorageUnreachable,
 )
 from lorafleet_pipeline.settings import S3Settings
@@ -60,6 +62,7 @@ def test_byte_order_mark_and_unicode_line_separators_belong_to_no_column(tmp_pat
         ("r.jsonl", f'{{"a": 1}}\n"{SECRET}"\n'.encode(), ":2 ", "one object"),
         ("r.jsonl", b'{"a": 1}\n\n{"a": "' + SECRET.encode() + b'\xff"}\n', ":3 ", "UTF-8"),
         ("r.jsonl", b"[" * 100_000, ":1 ", "no JSON"),
+        ("r.jsonl", b'{"a": 1}\n{"a": "' + SECRET.encode() + b' \\ud83d"}\n', ":2 ", "half of a surrogate pair"),
         ("r.csv", f"a,b\n1,2\n3,4,{SECRET}\n".encode(), ":3 ", "3 fields"),
         ("r.csv", f'a,b\n1,"{SECRET}\n'.encode(), ":2 ", "quotes"),
         ("r.csv", b"a,a\n1,2\n", ":1 ", "name of its own"),
@@ -126,3 +129,65 @@ def test_hub_address_is_taken_apart(address: str, parts: tuple[str, str | None, 
 def test_malformed_hub_address_says_the_form(address: str) -> None:
     with pytest.raises(DatasetError, match="hf://organisation/name"):
         load_source(address, LOCAL)
+
+
+def test_missing_numbers_are_nulls_in_every_format(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": NaN, "b": 1.5}\n{"a": null, "b": 2.0}\n')
+    table = pa.table({"a": pa.array([math.nan, None]), "b": pa.array([1.5, 2.0])})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    for name in ("rows.jsonl", "rows.parquet"):
+        rows = [dict(row.values) for row in load_source(str(tmp_path / name), LOCAL).rows]
+        assert rows == [{"a": None, "b": 1.5}, {"a": None, "b": 2.0}], name
+
+
+def test_time_that_python_cannot_express_is_an_error_of_the_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": pa.array([2**60], pa.timestamp("ms"))}), tmp_path / "rows.parquet")
+    with pytest.raises(DatasetUnreadable, match=r"rows\.parquet holds a time that Python cannot express"):
+        load_source(str(tmp_path / "rows.parquet"), LOCAL)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which the hub's library finds datasets by their names, as it does before it asks the hub."""
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "test"):
+        write_jsonl(tmp_path / "acme" / "tickets" / f"{split}.jsonl", clean_rows(3 if split == "train" else 2))
+    return tmp_path / "acme"
+
+
+def test_rows_load_through_the_hubs_library(hub: Path) -> None:
+    source = load_source("hf://acme/tickets", LOCAL)
+    assert [dict(row.values) for row in source.rows] == clean_rows(3)
+    assert [row.number for row in source.rows] == [1, 2, 3]
+    assert source.columns == ("text", "label")
+    assert len(load_source("hf://acme/tickets:test", LOCAL).rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("hf://acme/tickets:nothing", r"cannot be loaded \(ValueError\): check config and split"),
+        ("hf://acme/tickets/german", r"cannot be loaded \(ValueError\): check config and split"),
+        ("hf://acme/script", r"cannot be loaded \(RuntimeError\)"),
+        ("hf://acme/broken", r"cannot be loaded \(DatasetGenerationError\)"),
+    ],
+)
+def test_hub_dataset_that_does_not_load_is_one_line(hub: Path, address: str, says: str) -> None:
+    for name, content in (("script/script.py", "x = 1"), ("broken/train.jsonl", f'{{"a": 1}}\n{{"{SECRET}')):
+        (hub / name).parent.mkdir()
+        (hub / name).write_text(content)
+    with pytest.raises(DatasetUnreadable, match=says) as caught:
+        load_source(address, LOCAL)
+    assert SECRET not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_hub_that_is_out_of_reach_is_an_error_of_the_storage(hub: Path) -> None:
+    with pytest.raises(StorageError, match=r"hf://acme/elsewhere could not be fetched.*copy the files to S3"):
+        load_source("hf://acme/elsewhere", LOCAL)

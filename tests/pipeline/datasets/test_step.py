@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lorafleet_pipeline.datasets.dataset import Split
 from lorafleet_pipeline.datasets.preparation import read_prepared
 from lorafleet_pipeline.datasets.report import Finding, Severity, ValidationReport
 from lorafleet_pipeline.datasets.step import ValidationProgress, read_report, validate
-from lorafleet_pipeline.exceptions import DatasetRefused, InvalidSpec
+from lorafleet_pipeline.exceptions import DatasetRefused, InvalidSpec, StorageError
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.settings import S3Settings
 from lorafleet_pipeline.spec import AdapterSpec
@@ -244,3 +245,27 @@ def test_data_docs_go_to_s3_as_pages(tmp_path: Path, planted: Planted, s3: Runni
     page = s3.client().get_object(Bucket="datadocs", Key="planted/r1/index.html")
     assert page["ContentType"] == "text/html"
     assert b"planted-train" in page["Body"].read()
+
+
+def test_fresh_look_sees_data_that_changed_and_a_retry_does_not(tmp_path: Path, planted: Planted) -> None:
+    spec, run = planted()
+    first = _validate(tmp_path, (spec, run))
+    planted(train=clean_rows(300))
+    assert _validate(tmp_path, (spec, run)) == first
+    again = validate(spec, run, make_settings(tmp_path), fresh=True)
+    assert again.splits[Split.TRAIN].rows == 300
+    assert again.digest == read_prepared(run).digest != first.digest
+
+
+def test_nan_in_a_column_of_the_prompt_is_refused_as_null(tmp_path: Path, planted: Planted) -> None:
+    made = planted(train=[*clean_rows(400), {"text": math.nan, "label": "old"}])
+    with pytest.raises(DatasetRefused, match="prompt_not_null"):
+        _validate(tmp_path, made)
+
+
+def test_full_disk_is_one_line_with_the_remedy(tmp_path: Path, planted: Planted) -> None:
+    spec, run = planted()
+    run.path.mkdir(parents=True)
+    run.spec_file.symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"No space left on device\): free some space there"):
+        _validate(tmp_path, (spec, run))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 
 import pytest
 
@@ -30,3 +31,17 @@ def test_pairing_removes_what_rows_have_in_common() -> None:
 def test_the_same_seed_gives_the_same_interval() -> None:
     scores, others = [0.1, 0.9, 0.4, 0.3], [0.2, 0.1, 0.5, 0.2]
     assert paired_interval(scores, others, seed=3) == paired_interval(scores, others, seed=3)
+
+
+def test_interval_agrees_with_scipy() -> None:
+    from scipy.stats import bootstrap  # type: ignore[import-untyped]
+
+    draw = random.Random(1)
+    other = [draw.random() for _ in range(250)]
+    candidate = [score + draw.gauss(0.05, 0.2) for score in other]
+    differences = [left - right for left, right in zip(candidate, other, strict=True)]
+    expected = bootstrap(
+        (differences,), statistics.fmean, vectorized=False, method="percentile", n_resamples=4000, rng=2
+    )
+    low, high = expected.confidence_interval
+    assert paired_interval(candidate, other, seed=0) == pytest.approx((low, high), abs=0.05 * (high - low))

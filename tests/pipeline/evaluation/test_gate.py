@@ -54,3 +54,12 @@ def test_regression_beyond_the_tolerance_fails() -> None:
 
 def test_too_few_rows_fail() -> None:
     assert _failed(_judge(Scores(LOW[: MIN_ROWS - 1], HIGH[: MIN_ROWS - 1]))) == ["enough_rows"]
+
+
+def test_a_difference_of_exactly_the_threshold_passes() -> None:
+    base, candidate = [0.0] * 80 + [1.0] * 20, [0.0] * 70 + [1.0] * 30
+    assert Scores(base, candidate).lift < 0.1  # 0.3 - 0.2 in binary.
+    assert _judge(Scores(base, candidate), min_lift=0.1).status is GateStatus.PASSED
+    champion = [0.0] * 68 + [1.0] * 32
+    assert _judge(Scores(base, candidate, champion), max_regression=0.02).status is GateStatus.PASSED
+    assert _failed(_judge(Scores(base, candidate, champion), max_regression=0.019)) == ["no_regression"]

@@ -90,6 +90,7 @@ REFERENCE = json.dumps({"person": ["Ann"], "place": ["Oslo", "Rome"]})
         ('["Ann"]', 0.0),
         ('{"person": "Ann"}', 0.0),
         ('{"person": [1]}', 0.0),
+        ("[" * 100_000, 0.0),
     ],
 )
 def test_entity_f1(answer: str, score: float) -> None:
@@ -109,6 +110,11 @@ def test_no_entities_where_there_are_none_is_right() -> None:
         ("18 and then 19", "#### 18", 0.0),
         ("it is -3", "#### 3", 0.0),
         ("none", "#### 18", 0.0),
+        ("between 5-10", "#### 10", 1.0),
+        ("10 - 15 = -5", "#### -5", 1.0),
+        ("the primes 2,3,5", "#### 5", 1.0),
+        ("it is .5", "#### 0.5", 1.0),
+        ("1,234,567.", "#### 1234567", 1.0),
     ],
 )
 def test_last_number(answer: str, reference: str, score: float) -> None:

@@ -57,7 +57,7 @@ class RegistryModel:
         """Let the controller look once and carry out what it decides."""
         decision = decide(self.snapshot, self.observed, self.pods, changes, now=1000.0)
         for action in decision.actions:
-            self._apply(action)
+            self.carry_out(action)
         self.observed = decision.observed
         return decision
 
@@ -82,7 +82,8 @@ class RegistryModel:
     def tag(self, version: int, key: Tag) -> str | None:
         return self.snapshot.versions[version].tags.get(key)
 
-    def _apply(self, action: SetAlias | SetStage | SetTag) -> None:
+    def carry_out(self, action: SetAlias | SetStage | SetTag) -> None:
+        """Make one write of the controller."""
         aliases, versions = dict(self.snapshot.aliases), dict(self.snapshot.versions)
         match action:
             case SetAlias(alias=alias, version=None):

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
+from lorafleet_contract.exceptions import RegistryError
 from lorafleet_contract.tags import Tag
-from lorafleet_pipeline.registry.actor import How
+from lorafleet_pipeline.registry.actor import Actor, How
+from lorafleet_pipeline.registry.change import AliasChange
 from lorafleet_pipeline.registry.controller import Controller, run
+from lorafleet_pipeline.registry.pods import PodWatch
 from lorafleet_pipeline.registry.sole_instance import sole_instance
 from lorafleet_pipeline.settings import PlatformSettings
+from lorafleet_serving.client import PodClient
 from tests.conftest import RunningMLflow
-from tests.pipeline.registry.fake_pod import FakePod
+from tests.pipeline.registry.fake_pod import ADMIN_TOKEN, FakePod
 from tests.pipeline.registry.fleet import Fleet, eventually, fleet_of, settings_of
 
 Beside = Callable[..., Controller]
@@ -163,3 +170,92 @@ def test_second_instance_waits_for_the_first(tmp_path: Path) -> None:
         stop.set()
         with sole_instance(path, stop) as alone:
             assert not alone
+
+
+def test_changes_announced_to_one_that_waits_are_not_made_again_when_it_takes_over(
+    managed: Fleet, beside: Beside
+) -> None:
+    name = managed.adapter()
+    waiting = beside()
+    managed.set_alias(name, "champion", 3)
+    waiting.announce(name, AliasChange("champion", 3, Actor(None, How.ALIAS), 1.0))
+    leading = beside()
+    leading.run_once()
+    managed.set_alias(name, "champion", 2)
+    leading.run_once()
+    waiting.run_once()
+    assert managed.aliases(name)["champion"] == 2
+
+
+def test_managed_registry_is_asked_with_the_credentials_of_the_settings(tmp_path: Path) -> None:
+    with _GuardedRegistry("Bearer t0ken") as registry:
+        settings = PlatformSettings(home=tmp_path, work_dir=tmp_path, mlflow_url=registry.url, mlflow_token="t0ken")
+        controller = Controller(settings, interval_s=1.0, announced=False)
+        assert controller.run_once() == 0
+        controller.close()
+        assert registry.num_refused == 0
+        assert settings.registry().search_models() == []
+        with pytest.raises(RegistryError, match=r"401.*MLFLOW_TRACKING_TOKEN"):
+            replace(settings, mlflow_token=None).registry().search_models()
+
+
+def test_wrong_credentials_are_told_once_and_waited_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with _GuardedRegistry("Bearer t0ken") as registry:
+        settings = PlatformSettings(home=tmp_path, work_dir=tmp_path, mlflow_url=registry.url, mlflow_token="wrong")
+        controller, stop = Controller(settings, interval_s=0.05, announced=False), threading.Event()
+        controller._away_since = time.monotonic() - 60
+        thread = threading.Thread(target=controller.run, args=(stop,))
+        thread.start()
+        eventually(lambda: registry.num_refused > 3, "several looks")
+        stop.set()
+        thread.join()
+    told = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(told) == 1
+    assert "the controller waits" in told[0].getMessage()
+    assert told[0].exc_info is None
+
+
+class _GuardedRegistry(ThreadingHTTPServer):
+    """An empty registry that answers to one authorization alone."""
+
+    def __init__(self, authorization: str) -> None:
+        registry = self
+        self.num_refused = 0
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                is_known = self.headers.get("Authorization") == authorization
+                registry.num_refused += not is_known
+                self.send_response(200 if is_known else 401)
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Keep quiet."""
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+
+def test_report_that_cannot_be_read_is_no_word_on_what_the_pod_serves(
+    managed: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with PodClient(managed.pod.url, ADMIN_TOKEN) as client:
+        watch = PodWatch(client, lambda names: None)
+        watch.ask()
+        assert watch.state.error is None
+        monkeypatch.setattr(client, "report", lambda: 1 / 0)
+        watch.start()
+        eventually(lambda: watch.state.error is not None, "the fault noted")
+        watch.stop()
+    assert "ZeroDivisionError" in str(watch.state.error)

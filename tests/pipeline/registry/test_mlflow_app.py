@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any, Self
 
 import httpx
 import pytest
+from flask import Flask
+from werkzeug.serving import make_server
 
 from lorafleet_contract.tags import Tag
+from lorafleet_pipeline.exceptions import InvalidSetting
 from lorafleet_pipeline.registry.actor import Actor, How, registry_as
 from lorafleet_pipeline.registry.audit import AuditEntry
+from lorafleet_pipeline.registry.mlflow_app import announce_writes, create_app
 from tests.pipeline.registry.fake_pod import BASE_DIGEST
 from tests.pipeline.registry.fleet import Fleet, eventually
 
@@ -140,7 +147,7 @@ def test_moves_at_the_same_time_end_where_the_registry_ended(fleet: Fleet) -> No
     def told() -> list[AuditEntry]:
         return [entry for entry in fleet.audit(name) if entry.what == "champion"]
 
-    eventually(lambda: told()[-1].after == str(champion), "the audit log at the last champion")
+    eventually(lambda: [entry.after for entry in told()][-1:] == [str(champion)], "the audit log at the last champion")
     assert all(later.before == earlier.after for earlier, later in pairwise(told()))
 
 
@@ -189,3 +196,59 @@ def test_tag_of_a_gate_has_the_pods_look_again(fleet: Fleet) -> None:
     fleet.registry.set_version_tag(name, 1, "serve.state", "ready")
     fleet.set_alias(name, "champion", 1)
     settled(fleet, name, champion=1, live=1)
+
+
+def test_caller_that_stops_within_its_request_does_not_keep_others_waiting() -> None:
+    app, announced = Flask("registry"), _Announced()
+    announce_writes(app, announced)  # type: ignore[arg-type]
+
+    path = "/api/2.0/mlflow/registered-models/alias"
+    app.add_url_rule(path, view_func=dict, methods=["POST"])
+    body = {"name": "adapter", "alias": "champion", "version": "1"}
+    with _Server(app) as server, socket.create_connection(server.address) as stalled:
+        stalled.sendall(f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{{".encode())
+        eventually(lambda: server.num_open > 0, "the request under way")
+        assert httpx.post(f"{server.url}{path}", json=body, timeout=10).is_success
+    assert announced.names == ["adapter"]
+
+
+class _Announced:
+    """Stands where the controller does."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def announce(self, name: str, change: object) -> None:
+        self.names.append(name)
+
+
+class _Server:
+    """A Flask app on threads of this process, one for each request."""
+
+    def __init__(self, app: Flask) -> None:
+        self.num_open = 0
+
+        def counted(environ: Any, start_response: Any) -> Any:
+            self.num_open += 1
+            return app(environ, start_response)
+
+        self._server = make_server("127.0.0.1", 0, counted, threaded=True)
+        self.address = ("127.0.0.1", self._server.server_port)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        # Not its threads: the one of the stalled caller waits for a body that never comes.
+        self._server.socket.close()
+
+
+def test_sign_in_that_the_app_does_not_offer_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", "/etc/mlflow/auth.ini")
+    with pytest.raises(InvalidSetting, match=r"MLFLOW_AUTH_CONFIG_PATH.*--app-name basic-auth.*lorafleet controller"):
+        create_app()

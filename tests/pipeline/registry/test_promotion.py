@@ -153,3 +153,21 @@ def test_history_and_overview_tell_what_happened_and_what_stands(fleet: Fleet, n
     shown = next(item for item in overview.adapters if item.name == name)
     assert (shown.aliases["live"], shown.serving, shown.gate) == (2, {fleet.pod.url: 2}, "passed")
     assert list(overview.silent_pods) == ["http://127.0.0.1:9"]
+
+
+def test_rollback_passes_over_a_version_that_was_withdrawn(fleet: Fleet, name: str) -> None:
+    for version in (1, 2):
+        promote(name, version, fleet.settings, actor=ANN)
+        eventually(lambda: fleet.aliases(name).get("live") == fleet.aliases(name)["champion"], "live")
+    fleet.set_stage(name, 2, "Archived")
+    eventually(lambda: "champion" not in fleet.aliases(name), "the withdrawal")
+    assert rollback(name, fleet.settings, actor=ANN).version == 1
+    eventually(lambda: fleet.stages(name) == {1: "Production", 2: "Archived", 3: "None"}, "2 still withdrawn")
+
+
+def test_waiver_whose_tags_were_lost_is_completed(fleet: Fleet, name: str) -> None:
+    fleet.set_gate(name, 2, GateStatus.FAILED)
+    promote(name, 2, fleet.settings, actor=ANN, waive="a demo for the board")
+    fleet.registry.set_version_tag(name, 2, Tag.GATE_STATUS, "failed")
+    promote(name, 2, fleet.settings, actor=ANN)
+    assert fleet.tags(name, 2)[Tag.GATE_STATUS] == "waived"

@@ -19,8 +19,10 @@ from lorafleet_contract.exceptions import RegistryNotFound, SignatureInvalid
 from lorafleet_contract.signature import sign
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.exceptions import RegistrationError, StorageUnreachable
+from lorafleet_pipeline.registry import upload
 from lorafleet_pipeline.registry.flavour import FILES
 from lorafleet_pipeline.registry.publish import RegisteredVersion, register
+from lorafleet_pipeline.registry.upload import VersionUpload
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_pipeline.spec import AdapterSpec
@@ -209,3 +211,43 @@ def test_killed_registration_is_completed_by_the_next_try(
     assert (version.version, version.is_new) == (1, when == "before")
     assert workshop.versions() == [1]
     assert workshop.logged_models() == ["READY"]
+
+
+def test_interrupted_registration_leaves_nothing(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: VersionUpload, model: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VersionUpload, "_create_version", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        register(workshop.spec, workshop.run(), workshop.settings)
+    assert workshop.logged_models() == []
+    with pytest.raises(RegistryNotFound):
+        workshop.settings.registry().get_model(workshop.spec.name)
+
+
+def test_model_that_someone_else_registered_outlives_a_failed_registration(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop.mlflow.create_registered_model(workshop.spec.name, description="reserved")
+    away = replace(workshop.settings, s3=replace(workshop.settings.s3, endpoint="http://127.0.0.1:9"))
+    with pytest.raises(StorageUnreachable):
+        register(workshop.spec, workshop.run(), away)
+    assert workshop.settings.registry().get_model(workshop.spec.name).aliases == {}
+
+
+def test_what_a_killed_run_left_long_ago_is_removed_by_the_next_run(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = workshop.mlflow.create_experiment(experiment_name(workshop.spec.name))
+    name, tags = workshop.spec.name, {Tag.RUN_KEY.value: "killed"}
+    orphan = workshop.mlflow.create_logged_model(experiment, name=name, tags=tags)
+    Storage(workshop.settings.s3).write_bytes(f"{orphan.artifact_location}/manifest.json", b"{}")
+    of_others = workshop.mlflow.create_logged_model(experiment, name=name)
+    first = register(workshop.spec, workshop.run("run-1"), workshop.settings)
+    assert sorted(workshop.logged_models()) == ["PENDING", "PENDING", "READY"]
+    monkeypatch.setattr(upload, "ORPHAN_AGE_S", 0.0)
+    register(workshop.spec, workshop.run("run-2"), workshop.settings)
+    assert sorted(workshop.logged_models()) == ["PENDING", "READY", "READY"]
+    assert workshop.mlflow.get_logged_model(of_others.model_id).status == "PENDING"
+    assert Storage(workshop.settings.s3).list(str(orphan.artifact_location)) == []
+    assert len(Storage(workshop.settings.s3).list(first.uri)) == len(FILES)

@@ -31,4 +31,24 @@ def test_dag_folder_of_the_repository_is_found() -> None:
 
 def test_missing_dag_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="does not exist: correct `--dags`"):
-        _ = StackOptions(dags=str(tmp_path / "absent")).dags_folder
+        StackOptions(dags=str(tmp_path / "absent"))
+
+
+def test_paths_are_those_of_the_folder_where_they_were_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("model", "dags"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    options = StackOptions(model="./model", dags="dags")
+    assert (options.model, options.dags) == (str(tmp_path / "model"), str(tmp_path / "dags"))
+    assert StackOptions(model="some/hub-id").model == "some/hub-id"
+
+
+def test_ports_are_looked_at_before_anything_is_started() -> None:
+    with pytest.raises(StackError, match="port 99999 for s3 is not between"):
+        StackOptions(ports={"s3": 99_999})
+
+
+def test_damaged_options_are_an_error_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "options.json").write_text("{")
+    with pytest.raises(StackError, match=r"options\.json is damaged: `lorafleet down` and"):
+        StackOptions.read(tmp_path / "options.json")

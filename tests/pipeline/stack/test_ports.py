@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lorafleet_pipeline.exceptions import StackError
-from lorafleet_pipeline.stack import ports
+from lorafleet_pipeline.stack import ports, reservations
 from lorafleet_pipeline.stack.ports import PREFERRED_PORTS, PortChoice, free_port, is_free
 from lorafleet_pipeline.stack.reservations import PortReservations
 
@@ -79,7 +79,7 @@ def test_demanded_port_is_not_given_to_another_name(tmp_path: Path) -> None:
 
 
 def test_port_that_another_stack_reserved_is_not_chosen(tmp_path: Path) -> None:
-    ours, theirs = PortReservations(tmp_path / "locks"), PortReservations(tmp_path / "locks")
+    ours, theirs = PortReservations(str(tmp_path)), PortReservations(str(tmp_path))
     first = choose_ports(tmp_path / "first.json", {})
     theirs.hold(first.ports.values())
     second = ports.choose_ports(tmp_path / "second.json", {}, ours.is_reserved)
@@ -88,3 +88,21 @@ def test_port_that_another_stack_reserved_is_not_chosen(tmp_path: Path) -> None:
         ports.choose_ports(tmp_path / "third.json", {"s3": first.ports["s3"]}, ours.is_reserved)
     theirs.release()
     assert not ours.is_reserved(first.ports["s3"])
+
+
+def test_two_stacks_do_not_choose_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reservations, "_CHOICE_LIMIT_S", 0.1)
+    ours, theirs = PortReservations(str(tmp_path)), PortReservations(str(tmp_path))
+    with theirs.exclusive(), pytest.raises(StackError, match="has been choosing ports"), ours.exclusive():
+        pass
+    with ours.exclusive():
+        pass
+
+
+@pytest.mark.parametrize("text", ["garbage", "[1, 2]", '{"mlflow": "x", "pod": 99999, "airflow": null}'])
+def test_damaged_memory_of_ports_is_replaced(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "ports.json"
+    path.write_text(text)
+    choice = choose_ports(path, {})
+    assert set(choice.ports) == set(PREFERRED_PORTS)
+    assert ports.read_ports(path) == choice.ports

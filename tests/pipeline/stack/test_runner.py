@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lorafleet_pipeline.exceptions import StackError
-from lorafleet_pipeline.stack import runner as runner_module
+from lorafleet_pipeline.stack import component as component_module, runner as runner_module
 from lorafleet_pipeline.stack.component import Component, ComponentPlan
 from lorafleet_pipeline.stack.runner import ComponentRunner
 from lorafleet_pipeline.stack.state import ComponentState, ComponentStatus
@@ -127,6 +129,13 @@ def test_component_that_never_starts_is_given_up_with_its_last_words(board: Boar
     assert failed.detail == f"sleeper ended at start (exit status 1): no such table: jobs (see {plan.log})"
 
 
+def test_component_that_the_system_cannot_start_is_tried_again(board: Board, plan: ComponentPlan) -> None:
+    board.start(replace(plan, command=("/no/such/program",)))
+    failed = board.wait_state("sleeper", ComponentState.FAILED)
+    assert failed.restarts == 2
+    assert "No such file or directory: '/no/such/program'" in failed.detail
+
+
 def test_failed_preparation_is_not_repeated(board: Board, plan: ComponentPlan) -> None:
     board.start(replace(plan, prepare=(sys.executable, "-c", "raise SystemExit('disk full')")))
     failed = board.wait_state("sleeper", ComponentState.FAILED)
@@ -175,6 +184,23 @@ def test_large_log_is_put_aside_while_its_process_writes_on(plan: ComponentPlan)
     assert plan.log.stat().st_size == 0
     assert plan.log.with_name("sleeper.log.1").stat().st_size == 32 << 20
     component.stop()
+
+
+def test_large_log_is_emptied_where_the_disk_holds_no_copy(
+    plan: ComponentPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(component_module, "_LOG_LIMIT_BYTES", 10)
+    plan.log.parent.mkdir()
+    plan.log.write_text("more than ten bytes")
+    monkeypatch.setattr(shutil, "copyfile", _no_space)
+    Component(plan).trim_log()
+    assert plan.log.read_text() == ""
+    assert list(plan.log.parent.iterdir()) == [plan.log]
+
+
+def _no_space(source: Path, target: Path) -> None:
+    target.write_text("half")
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_answer_of_another_server_on_the_port_is_not_readiness(plan: ComponentPlan) -> None:

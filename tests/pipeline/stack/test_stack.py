@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import stat
@@ -17,12 +19,14 @@ import pytest
 from lorafleet_pipeline.exceptions import StackError
 from lorafleet_pipeline.settings import PlatformSettings, read_env_file
 from lorafleet_pipeline.stack.components import STACK_ID
+from lorafleet_pipeline.stack.listeners import group_listens
 from lorafleet_pipeline.stack.options import StackOptions
-from lorafleet_pipeline.stack.ports import free_port
+from lorafleet_pipeline.stack.ports import ADMIN_GRPC_OFFSET, free_port, read_ports
 from lorafleet_pipeline.stack.process import group_members, processes_with
 from lorafleet_pipeline.stack.seaweedfs import S3Keys, free_ports, s3_client
-from lorafleet_pipeline.stack.stack import Stack, StackStatus
+from lorafleet_pipeline.stack.stack import Stack
 from lorafleet_pipeline.stack.state import ComponentState, ComponentStatus, StackState
+from lorafleet_pipeline.stack.status import StackStatus
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -185,6 +189,96 @@ def test_remembered_port_that_was_taken_meanwhile_is_replaced_and_told(stack: St
         status = stack.up(S3_ONLY)
         assert status.urls.s3 != f"http://127.0.0.1:{port}"
         assert any(f"port {port} of s3 is taken" in note for note in status.notes)
+
+
+def test_copy_of_a_home_has_no_right_to_the_processes(stack: Stack, tmp_path: Path) -> None:
+    first = stack.up(S3_ONLY)
+    copied = Stack(tmp_path / "copy")
+    shutil.copytree(stack.home.folder, copied.home.folder, ignore=shutil.ignore_patterns("*.sock"))
+    assert not copied.status().is_supervised
+    assert copied.status().components == ()
+    assert not copied.down()
+    assert _pid(stack.status(), "s3") == _pid(first, "s3")
+    assert stack.status().is_ready
+
+
+def test_damaged_state_is_told_and_mended_by_down(stack: Stack) -> None:
+    stack.up(S3_ONLY)
+    stack_id = _state(stack).stack_id
+    stack.home.state.write_text("{")
+    for call in (stack.status, stack.up):
+        with pytest.raises(StackError, match=r"state\.json is damaged: `lorafleet down` mends it"):
+            call()
+    assert stack.down()
+    assert not processes_with(STACK_ID, stack_id)
+    assert {entry.state for entry in stack.status().components} == {ComponentState.STOPPED}
+
+
+def test_lost_state_lets_no_second_stack_into_the_home(stack: Stack) -> None:
+    stack.up(S3_ONLY)
+    stack_id = _state(stack).stack_id
+    stack.home.state.unlink()
+    with pytest.raises(StackError, match=r"another supervisor, process \d+, runs on .*: `lorafleet down` ends it"):
+        stack.up(S3_ONLY)
+    stack.up(S3_ONLY)
+    assert not processes_with(STACK_ID, stack_id)
+
+
+def test_component_is_kept_running_while_its_state_cannot_be_told(stack: Stack) -> None:
+    old = _pid(stack.up(S3_ONLY), "s3")
+    stack_id = _state(stack).stack_id
+    stack.home.state.unlink()
+    stack.home.state.mkdir()
+    os.kill(old, signal.SIGKILL)
+    environment = read_env_file(stack.home.environment)
+    port = int(environment["LORAFLEET_S3_ENDPOINT"].rpartition(":")[2])
+    _await(lambda: any(group_listens(mark.pid, port) for mark in processes_with(STACK_ID, stack_id)))
+    assert stack.down()
+    assert not processes_with(STACK_ID, stack_id)
+    stack.home.state.rmdir()
+
+
+def test_supervisor_that_cannot_begin_says_why_at_once(stack: Stack, tmp_path: Path) -> None:
+    dags = tmp_path / "dags"
+    dags.mkdir()
+    options = StackOptions(components=("airflow-scheduler",), dags=str(dags))
+    dags.rmdir()
+    with pytest.raises(StackError, match=r"the DAG folder .*dags does not exist: correct `--dags`"):
+        stack.up(options)
+    assert not stack.status().is_supervised
+
+
+def test_what_was_asked_for_and_is_not_so_is_refused(stack: Stack) -> None:
+    stack.up(S3_ONLY)
+    asked = StackOptions(components=("s3",), model="some/other", ports={"s3": free_port()})
+    with pytest.raises(StackError, match=r"is up with the base model .*, with s3 on port \d+: `lorafleet down` first"):
+        stack.up(asked)
+    assert stack.status().is_ready
+
+
+def test_nothing_is_left_outside_the_home(stack: Stack) -> None:
+    def left() -> list[str]:
+        # Other servers of this machine leave theirs under their own ports.
+        numbers = {str(port) for port in read_ports(stack.home.ports).values()}
+        numbers.add(str(read_ports(stack.home.ports)["admin"] + ADMIN_GRPC_OFFSET))
+        names = [path.name for path in Path("/tmp").iterdir()]
+        pids = {str(pid) for pid in started}
+        return [
+            name
+            for name in names
+            if (name.endswith(".sock") and re.split(r"[-.]", name)[-2] in numbers)
+            or (name.startswith("weed.") and name.rpartition(".")[2] in pids)
+        ]
+
+    started = [_pid(stack.up(S3_ONLY), "s3")]
+    assert left()
+    stack.down()
+    assert not left()
+    started.append(_pid(stack.up(S3_ONLY), "s3"))
+    _kill_supervisor(stack)
+    os.kill(started[-1], signal.SIGKILL)
+    stack.down()
+    assert not left()
 
 
 def test_full_disk_is_an_error_with_a_remedy(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from lorafleet_contract.digest import adapter_digest
+from lorafleet_pipeline.datasets.preparation import read_prepared
 from lorafleet_pipeline.exceptions import (
     BaseModelUnavailable,
+    StorageError,
     TrainingCancelled,
     TrainingDiverged,
     TrainingError,
@@ -23,10 +25,11 @@ from lorafleet_pipeline.exceptions import (
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_pipeline.training.job import TrainingIdentity, TrainingJob
+from lorafleet_pipeline.training.process import StepProcess
 from lorafleet_pipeline.training.progress import TrainingProgress
 from lorafleet_pipeline.training.result import TrainingResult
 from lorafleet_pipeline.training.step import train
-from lorafleet_pipeline.training.worker import StepFiles
+from lorafleet_pipeline.training.worker import ProcessIdentity, StepFiles, try_lock, write_json
 from tests.pipeline.training.conftest import SpecFactory
 from tests.pipeline.training.prepared_run import make_run, make_settings
 from tests.waiting import wait_for
@@ -185,3 +188,48 @@ def _is_gone(pid: int) -> bool:
         return True
     # Its parent, this test, has not reaped it yet.
     return "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+
+
+def test_process_id_that_another_process_has_now_is_neither_followed_nor_killed(tmp_path: Path) -> None:
+    files = StepFiles(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True) as other:
+        identity = ProcessIdentity.of(other.pid)
+        assert identity is not None
+        # As after a reboot: the id is taken again, by a process that started at another time.
+        write_json(files.process, {"pid": other.pid, "start_time": identity.start_time - 1})
+        process = StepProcess(files, "lorafleet_pipeline.training", [str(tmp_path)], lost=TrainingLost)
+        assert (process.is_running, process.pid) == (False, None)
+        assert not process.cancel(TrainingCancelled("enough"))
+        assert other.poll() is None
+        other.communicate(b"\n")
+    assert other.returncode == 0
+
+
+def test_two_who_look_at_once_see_no_process(tmp_path: Path) -> None:
+    files = StepFiles(tmp_path)
+    looking = try_lock(files.lock, shared=True)
+    assert looking is not None
+    process = StepProcess(files, "lorafleet_pipeline.training", [str(tmp_path)], lost=TrainingLost)
+    assert not process.is_running
+    os.close(looking)
+    working = try_lock(files.lock)
+    assert working is not None
+    assert process.is_running
+    os.close(working)
+
+
+def test_report_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
+    files = StepFiles(tmp_path)
+    files.progress.write_text('{"step": 1}\n{"step": 2, "lo{"step": 3}\n{"step": 4}\n')
+    process = StepProcess(files, "lorafleet_pipeline.training", [str(tmp_path)], lost=TrainingLost)
+    assert process.last_report() == {"step": 4}
+
+
+def test_full_disk_reaches_the_caller_with_the_remedy(spec_of: SpecFactory, platform: PlatformSettings) -> None:
+    spec = spec_of(training={"steps": 2})
+    run = make_run(spec, platform)
+    run.training.mkdir()
+    TrainingJob(run)._prepare(TrainingIdentity(spec.spec_digest, read_prepared(run).digest))
+    (run.training / "progress.jsonl").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"No space left on device\): free some space there"):
+        train(spec, run, platform)
