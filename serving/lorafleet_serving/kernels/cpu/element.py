@@ -12,13 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import carray, njit, types
+from numba import carray, config, njit, types
 from numba.extending import intrinsic, overload
+
+from lorafleet_serving.kernels.cpu.compile_cache import cache_folder
 
 Tag = np.uint16 | np.float32
 
 TAGS: dict[torch.dtype, Tag] = {torch.bfloat16: np.uint16(0), torch.float32: np.float32(0)}
 """Tags of the formats that the compiled operators compute in."""
+
+if not config.CACHE_DIR:  # NUMBA_CACHE_DIR, where it is set.
+    # Beside the source, numba's own choice, nothing can be written where packages are installed read-only.
+    config.CACHE_DIR = str(cache_folder())
 
 _ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}
 """Sums may be taken in any order; what is not finite stays so, since that is how a broken adapter is found."""
