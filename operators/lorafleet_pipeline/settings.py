@@ -57,7 +57,7 @@ class PlatformSettings:
             InvalidSetting: no registry is configured and no stack has been started in the home folder.
         """
         given = os.environ if environ is None else environ
-        home = home or Path(given.get("LORAFLEET_HOME", "~/.lorafleet")).expanduser()
+        home = home or Path(given.get("LORAFLEET_HOME") or "~/.lorafleet").expanduser()
         values = _merged(read_env_file(home / STACK_ENV_FILE), given)
         mlflow_url = values.get("LORAFLEET_MLFLOW_URL", "")
         if not mlflow_url and registry_required:
@@ -144,12 +144,16 @@ def read_env_file(path: Path) -> dict[str, str]:
     """Read `KEY=value` lines; an absent file is empty.
 
     Raises:
-        InvalidSetting: a line is not of that form.
+        InvalidSetting: the file is no text, or a line is not of that form.
     """
     if not path.is_file():
         return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidSetting(f"{path} is no text: delete it, and `lorafleet up` writes it anew") from error
     values: dict[str, str] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         name, separator, value = line.partition("=")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,16 @@ def test_bad_input_is_one_line_that_names_it(stack: RunningStack, arguments: tup
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert named in line
     assert "Traceback" not in result.stderr
+
+
+def test_failed_run_is_told_with_its_cause(stack: RunningStack) -> None:
+    data = stack.data.with_name("other_kinds")
+    shutil.copytree(stack.data, data)
+    result = stack.lorafleet(
+        *("demo", "--data", str(data), "--prompt", "Name: {{ nmae }}", "--completion", " {{ kind }}", "--keep")
+    )
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: task validate of adapter_other_kinds failed: ")
+    assert "column 'nmae'" in line
+    assert "it has 'name', 'kind'" in line

@@ -85,3 +85,15 @@ def test_credentials_of_another_registry_do_not_reach_the_embedded_one(tmp_path:
     settings = PlatformSettings.load({"MLFLOW_TRACKING_TOKEN": "of-another"}, home=tmp_path)
     assert settings.registry_endpoint().headers == {}
     assert "MLFLOW_TRACKING_TOKEN" not in settings.environ()
+
+
+def test_file_that_is_no_text_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "stack.env").write_bytes(b"\xa0\xff")
+    with pytest.raises(InvalidSetting, match=r"stack\.env is no text: delete it, and `lorafleet up` writes it anew"):
+        PlatformSettings.load(environ={}, home=tmp_path)
+
+
+def test_empty_home_is_the_default_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = PlatformSettings.load(environ={"LORAFLEET_HOME": ""}, registry_required=False)
+    assert settings.home == tmp_path / ".lorafleet"

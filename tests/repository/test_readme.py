@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
+from lorafleet_pipeline.spec import parse_spec
 from tests.repository.sources import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,3 +54,15 @@ def test_every_path_of_the_annotated_tree_exists() -> None:
 @pytest.mark.parametrize("name", ["LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "constraints.txt", "Makefile"])
 def test_the_files_around_the_readme_exist(name: str) -> None:
     assert (ROOT / name).is_file()
+
+
+def test_the_spec_of_the_readme_is_one() -> None:
+    (text,) = [text for kind, text in FENCES if kind == "yaml"]
+    assert parse_spec(yaml.safe_load(text), source="README").name == "support-bot"
+
+
+def test_every_variable_of_the_platform_is_in_the_readme() -> None:
+    source = (ROOT / "operators/lorafleet_pipeline/settings.py").read_text()
+    variables = set(re.findall(r"LORAFLEET_[A-Z0-9_]+", source))
+    assert variables
+    assert {name for name in variables if f"`{name}`" not in README} == set()

@@ -8,12 +8,12 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from airflow.sdk import BaseOperator
 
-from lorafleet_airflow.connections import platform_settings
 from lorafleet_airflow.exceptions import PromotionFaulty
 from lorafleet_airflow.failures import lasting_errors_fail_at_once
 from lorafleet_airflow.hooks.pod import LoRAFleetPodHook
 from lorafleet_airflow.hooks.registry import LoRAFleetRegistryHook
-from lorafleet_airflow.settings import POD_CONN_ID, REGISTRY_CONN_ID
+from lorafleet_airflow.operators.platform import PlatformOperator
+from lorafleet_airflow.settings import REGISTRY_CONN_ID
 
 
 class ListPromotionsOperator(BaseOperator):
@@ -52,7 +52,7 @@ class ListPromotionsOperator(BaseOperator):
         return [item.name for item in champions(read_fleet(registry))]
 
 
-class ConfirmPromotionOperator(BaseOperator):
+class ConfirmPromotionOperator(PlatformOperator):
     """
     Wait until every pod serves an adapter's champion and let each answer once; go back by alias if it is faulty.
 
@@ -62,11 +62,11 @@ class ConfirmPromotionOperator(BaseOperator):
 
     :param adapter: name of the adapter.
     :param wait_s: longest wait for the pods, in seconds.
-    :param registry_conn_id: connection of the registry.
-    :param pod_conn_id: connection of the serving pods.
+
+    Connections: see `PlatformOperator`.
     """
 
-    template_fields: Sequence[str] = ("adapter", "registry_conn_id", "pod_conn_id")
+    template_fields: Sequence[str] = (*PlatformOperator.template_fields, "adapter")
     ui_color = "#e6f4ea"
 
     def __init__(
@@ -74,15 +74,11 @@ class ConfirmPromotionOperator(BaseOperator):
         *,
         adapter: str,
         wait_s: float = 120.0,
-        registry_conn_id: str = REGISTRY_CONN_ID,
-        pod_conn_id: str = POD_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.adapter = adapter
         self.wait_s = wait_s
-        self.registry_conn_id = registry_conn_id
-        self.pod_conn_id = pod_conn_id
 
     def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
         """Confirm, or roll back."""
@@ -90,9 +86,8 @@ class ConfirmPromotionOperator(BaseOperator):
         from lorafleet_pipeline.storage import Storage
 
         with lasting_errors_fail_at_once(), LoRAFleetPodHook(self.pod_conn_id).clients() as pods:
-            settings = platform_settings(self.registry_conn_id, self.pod_conn_id)
-            registry = LoRAFleetRegistryHook(self.registry_conn_id).get_conn()
-            confirmer = Confirmer(registry, Storage(settings.s3), pods, log=self.log, wait_s=self.wait_s)
+            registry = self.registry()
+            confirmer = Confirmer(registry, Storage(self.settings().s3), pods, log=self.log, wait_s=self.wait_s)
             try:
                 confirmation = confirmer.confirm(self.adapter)
             except PromotionFaulty as error:

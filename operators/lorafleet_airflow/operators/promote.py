@@ -7,19 +7,16 @@ from dataclasses import asdict
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
-from airflow.sdk import BaseOperator
 
-from lorafleet_airflow.connections import platform_settings
 from lorafleet_airflow.failures import lasting_errors_fail_at_once
 from lorafleet_airflow.gate import require_gate
-from lorafleet_airflow.hooks.registry import LoRAFleetRegistryHook
 from lorafleet_airflow.links.mlflow import VERSION_URL_KEY, ModelVersionLink, version_url
-from lorafleet_airflow.settings import POD_CONN_ID, REGISTRY_CONN_ID
+from lorafleet_airflow.operators.platform import PlatformOperator
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_pipeline.spec import PromotionPolicy
 
 
-class PromoteAdapterOperator(BaseOperator):
+class PromoteAdapterOperator(PlatformOperator):
     """
     Move the alias ``champion`` to a version and wait until the pods serve it.
 
@@ -31,11 +28,11 @@ class PromoteAdapterOperator(BaseOperator):
     :param policy: ``auto``, ``manual``, or ``approval``; for the last one the task stands behind an
         `ApproveVersionOperator`.
     :param wait_s: longest wait for the pods, in seconds.
-    :param registry_conn_id: connection of the registry.
-    :param pod_conn_id: connection of the serving pods.
+
+    Connections: see `PlatformOperator`.
     """
 
-    template_fields: Sequence[str] = ("adapter", "version", "policy", "registry_conn_id", "pod_conn_id")
+    template_fields: Sequence[str] = (*PlatformOperator.template_fields, "adapter", "version", "policy")
     operator_extra_links = (ModelVersionLink(),)
     ui_color = "#e6f4ea"
 
@@ -46,8 +43,6 @@ class PromoteAdapterOperator(BaseOperator):
         version: int | str,
         policy: str = PromotionPolicy.AUTO.value,
         wait_s: float = 120.0,
-        registry_conn_id: str = REGISTRY_CONN_ID,
-        pod_conn_id: str = POD_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -55,17 +50,15 @@ class PromoteAdapterOperator(BaseOperator):
         self.version = version
         self.policy = policy
         self.wait_s = wait_s
-        self.registry_conn_id = registry_conn_id
-        self.pod_conn_id = pod_conn_id
 
     def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
         """Check the gate, heed the policy, promote."""
         version = int(self.version)
         with lasting_errors_fail_at_once():
-            settings = platform_settings(self.registry_conn_id, self.pod_conn_id)
+            settings = self.settings()
             url = version_url(settings.mlflow_url, self.adapter, version)
             context["ti"].xcom_push(key=VERSION_URL_KEY, value=url)
-            require_gate(LoRAFleetRegistryHook(self.registry_conn_id).get_conn(), self.adapter, version)
+            require_gate(self.registry(), self.adapter, version)
             if PromotionPolicy(self.policy) is PromotionPolicy.MANUAL:
                 raise AirflowSkipException(
                     f"promotion.policy is manual: version {version} passed its gate and waits; set the alias champion "

@@ -6,14 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator
-
-from lorafleet_airflow.connections import platform_settings
 from lorafleet_airflow.exceptions import ServingDrifted
 from lorafleet_airflow.failures import lasting_errors_fail_at_once
 from lorafleet_airflow.hooks.pod import LoRAFleetPodHook, state_of
-from lorafleet_airflow.hooks.registry import LoRAFleetRegistryHook
-from lorafleet_airflow.settings import POD_CONN_ID, REGISTRY_CONN_ID
+from lorafleet_airflow.operators.platform import PlatformOperator
 
 if TYPE_CHECKING:
     from lorafleet_airflow.fleet import Finding
@@ -23,7 +19,7 @@ if TYPE_CHECKING:
 _POLL_S = 1.0
 
 
-class ReconcileServingOperator(BaseOperator):
+class ReconcileServingOperator(PlatformOperator):
     """
     Compare every champion with what every pod serves, and tell the pods that differ to look again.
 
@@ -31,30 +27,24 @@ class ReconcileServingOperator(BaseOperator):
     so a difference that stays needs a person. The report of all champions goes to XCom as ``report``.
 
     :param settle_s: longest wait for the pods that were told, in seconds.
-    :param registry_conn_id: connection of the registry.
-    :param pod_conn_id: connection of the serving pods.
-    """
 
-    template_fields: Sequence[str] = ("registry_conn_id", "pod_conn_id")
+    Connections: see `PlatformOperator`.
+    """
 
     def __init__(
         self,
         *,
         settle_s: float = 30.0,
-        registry_conn_id: str = REGISTRY_CONN_ID,
-        pod_conn_id: str = POD_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.settle_s = settle_s
-        self.registry_conn_id = registry_conn_id
-        self.pod_conn_id = pod_conn_id
 
     def execute(self, context: Mapping[str, Any]) -> dict[str, int]:
         """Compare, tell, compare again; the counts of each standing."""
         with lasting_errors_fail_at_once(), LoRAFleetPodHook(self.pod_conn_id).clients() as pods:
-            secret = platform_settings(self.registry_conn_id, self.pod_conn_id).webhook_secret
-            registry = LoRAFleetRegistryHook(self.registry_conn_id).get_conn()
+            secret = self.settings().webhook_secret
+            registry = self.registry()
             findings = look(registry, pods)
             if drift := drifted(findings):
                 self._nudge(drift, pods, secret)

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from airflow.sdk import BaseOperator
-
-from lorafleet_airflow.connections import platform_settings
 from lorafleet_airflow.failures import lasting_errors_fail_at_once
+from lorafleet_airflow.operators.platform import PlatformOperator
 from lorafleet_airflow.run_identity import run_key_of
-from lorafleet_airflow.settings import POD_CONN_ID, REGISTRY_CONN_ID
 from lorafleet_airflow.spec_source import first_spec, run_spec
 from lorafleet_pipeline.exceptions import InvalidSpec
 from lorafleet_pipeline.run_folder import RunFolder
@@ -30,7 +27,7 @@ class StepInput:
     context: Mapping[str, Any]
 
 
-class AdapterStepOperator(BaseOperator):
+class AdapterStepOperator(PlatformOperator):
     """
     One step of an adapter's pipeline. Subclasses call one step function each.
 
@@ -39,12 +36,11 @@ class AdapterStepOperator(BaseOperator):
         need the file no more when they are told the name.
     :param overrides: values put over the spec, by dotted key, for instance ``{"training.steps": 20}``; a value
         of None leaves the spec's own.
-    :param registry_conn_id: connection of the registry; a default connection that was not made is no error, the
-        platform's settings then say where the registry is.
-    :param pod_conn_id: connection of the serving pods, likewise.
+
+    Connections: see `PlatformOperator`.
     """
 
-    template_fields: Sequence[str] = ("spec", "adapter", "overrides", "registry_conn_id", "pod_conn_id")
+    template_fields: Sequence[str] = (*PlatformOperator.template_fields, "spec", "adapter", "overrides")
     ui_color = "#e8f0fe"
 
     begins_run: ClassVar[bool] = False
@@ -56,16 +52,12 @@ class AdapterStepOperator(BaseOperator):
         spec: str,
         adapter: str | None = None,
         overrides: Mapping[str, Any] | None = None,
-        registry_conn_id: str = REGISTRY_CONN_ID,
-        pod_conn_id: str = POD_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.spec = spec
         self.adapter = adapter
         self.overrides = overrides
-        self.registry_conn_id = registry_conn_id
-        self.pod_conn_id = pod_conn_id
 
     def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
         """Run the step; a small summary goes to XCom."""
@@ -78,7 +70,7 @@ class AdapterStepOperator(BaseOperator):
 
     def step_input(self, context: Mapping[str, Any]) -> StepInput:
         """Spec, run folder and settings of this task."""
-        settings = platform_settings(self.registry_conn_id, self.pod_conn_id)
+        settings = self.settings()
         adapter = self.adapter or load_spec(Path(self.spec)).name
         run = RunFolder.of(settings.work_dir, adapter, run_key_of(context))
         spec = first_spec(self.spec, self.overrides) if self.begins_run else run_spec(self.spec, self.overrides, run)

@@ -151,7 +151,8 @@ class Airflow:
             try:
                 answer = httpx.get(f"{self.url}/api/v2/monitor/health", timeout=_REQUEST_TIMEOUT_S, trust_env=False)
                 health = answer.raise_for_status().json().get(job) or {}
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, ValueError) as error:
+                # An api-server that is just ending may send half an answer.
                 return f"the api-server cannot tell: {error}"
             heartbeat = health.get(field_name)
             if health.get("status") != "healthy" or heartbeat is None:

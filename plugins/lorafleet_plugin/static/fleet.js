@@ -18,7 +18,7 @@ function describePods(serving) {
     return "no pod";
   }
   const different = [...new Set(versions.map((version) => version ?? "none"))];
-  return `${different.join(", ")} (${versions.length} pods)`;
+  return `${different.join(", ")} (pods: ${versions.length})`;
 }
 
 function show(fleet) {
@@ -36,7 +36,7 @@ function show(fleet) {
   }
   document.querySelector("table").hidden = fleet.adapters.length === 0;
   const silent = fleet.silent_pods.length ? `; no answer from ${fleet.silent_pods.join(", ")}` : "";
-  document.getElementById("status").textContent = `${fleet.adapters.length} adapters${silent}`;
+  document.getElementById("status").textContent = `Adapters: ${fleet.adapters.length}${silent}`;
 }
 
 async function refresh() {
