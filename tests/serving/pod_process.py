@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from lorafleet_contract.fleet import AdapterReport, VersionReport
 from lorafleet_contract.states import ServeState
@@ -106,6 +107,11 @@ class PodProcess:
         """What the pod reports about a version."""
         adapter = self.adapter(name)
         return next((item for item in adapter.versions if item.version == version), None) if adapter else None
+
+    def metric(self, name: str) -> float:
+        """Sum of a metric's samples of that name, over all labels."""
+        families = text_string_to_metric_families(self.http.get("/metrics").text)
+        return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
     def wait_serving(self, name: str, version: int) -> None:
         """Wait until a bare name reaches a version."""

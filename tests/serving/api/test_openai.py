@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -281,15 +282,20 @@ def test_an_explicit_version_is_the_administrators(pod: PodProcess, adapter: Reg
 
 
 def test_a_client_that_leaves_ends_its_request(pod: PodProcess, adapter: Registered) -> None:
-    body = {"model": "dialects", "prompt": "the", "max_tokens": 240, "stream": True}
-    with pod.http.stream("POST", "/v1/completions", json=body) as response:
-        next(response.iter_lines())
+    num_clients, max_tokens = 4, 240
+    body = {"model": "dialects", "prompt": "the", "max_tokens": max_tokens, "min_tokens": max_tokens, "stream": True}
+    generated = pod.metric("vllm:generation_tokens_total")
+    with ExitStack() as clients:
+        for _ in range(num_clients):
+            response = clients.enter_context(pod.http.stream("POST", "/v1/completions", json=body))
+            next(response.iter_lines())
 
     def idle() -> bool | None:
         report = pod.version("dialects", 1)
         return True if report is not None and report.in_flight == 0 else None
 
-    pod.wait_for(idle, "the request to be given up")
+    pod.wait_for(idle, "the requests to be given up")
+    assert pod.metric("vllm:generation_tokens_total") - generated < num_clients * max_tokens
 
 
 @pytest.mark.parametrize(
