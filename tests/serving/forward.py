@@ -22,22 +22,25 @@ BLOCK_SIZE = 4
 
 
 class Forward:
-    """A model in fp32 with a cache of its own; sequences get their blocks in a scattered order.
+    """A model with a cache of its own; sequences get their blocks in a scattered order.
 
     `adapters` maps digests, by which sequences name their adapter, to adapter folders.
     """
 
     def __init__(
-        self, folder: Path, adapters: Mapping[str, Path] | None = None, kernels: Kernels | None = None
+        self,
+        folder: Path,
+        adapters: Mapping[str, Path] | None = None,
+        kernels: Kernels | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        model = load_model(folder, torch.float32, CPU, kernels)
+        model = load_model(folder, dtype, CPU, kernels)
         config = EngineConfig(folder, block_size=BLOCK_SIZE, kv_cache_bytes=64 << 20)
-        cache = KvCache(model.kv_shape, config, torch.float32, CPU)
+        cache = KvCache(model.kv_shape, config, dtype, CPU)
         self._runner = ModelRunner(model, cache, CPU)
         self._blocks = list(range(cache.num_blocks))[::-3]
         self._adapters: dict[str, AdapterWeights] = {
-            digest: read_adapter(digest, path, model.sites, torch.float32, 1 << 30)
-            for digest, path in (adapters or {}).items()
+            digest: read_adapter(digest, path, model, dtype, 1 << 30) for digest, path in (adapters or {}).items()
         }
 
     def sequence(self, tokens: list[int], adapter: str | None = None) -> Sequence:

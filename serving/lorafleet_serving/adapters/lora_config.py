@@ -25,7 +25,7 @@ _IGNORED = frozenset(
         "qalora_group_size", "lora_ga_config", "ensure_weight_tying",
         # Read below.
         "r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "rank_pattern", "alpha_pattern",
-        "layers_to_transform", "layers_pattern", "init_lora_weights", "bias",
+        "layers_to_transform", "layers_pattern", "init_lora_weights", "bias", "use_dora",
     }
 )  # fmt: skip
 _SERVED_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -40,6 +40,7 @@ class LoraConfig:
     r: int
     alpha: float
     rslora: bool
+    dora: bool
     target_modules: tuple[str, ...] | None
     """Names or suffixes of modules; None if the config has a pattern, and the tensors say what is targeted."""
     exclude_modules: tuple[str, ...]
@@ -67,6 +68,7 @@ class LoraConfig:
                 r=_positive("r", data.get("r", 8)),
                 alpha=_finite("lora_alpha", data.get("lora_alpha", 8)),
                 rslora=bool(data.get("use_rslora", False)),
+                dora=bool(data.get("use_dora", False)),
                 target_modules=None if isinstance(targets, str) else tuple(str(name) for name in targets),
                 exclude_modules=tuple(str(name) for name in excluded or ()),
                 layers=_layers(layers),

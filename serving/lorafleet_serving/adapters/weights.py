@@ -6,7 +6,7 @@ PEFT must not answer at all. Knows nothing of registries and tiers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +16,23 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lorafleet_contract.digest import CONFIG_FILE, WEIGHTS_FILE
+from lorafleet_serving.adapters.dora import rescale
 from lorafleet_serving.adapters.lora_config import LoraConfig
-from lorafleet_serving.adapters.tensor_header import TensorHeader, read_header
+from lorafleet_serving.adapters.tensor_check import (
+    CheckedTensors,
+    check_tensors,
+    embedding_key,
+    lora_key,
+    magnitude_key,
+    table_key,
+)
+from lorafleet_serving.adapters.tensor_header import read_header
 from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge, NoRoom
 from lorafleet_serving.kernels.lora_table import Ints, address_table
 from lorafleet_serving.kernels.segments import LoraSlice, LoraWeights
-from lorafleet_serving.layers.lora_site import LoraSite
-
-_KEY_PREFIX = "base_model.model."
+from lorafleet_serving.layers.adapter_base import AdapterBase
+from lorafleet_serving.layers.embedding import EmbeddingLora
+from lorafleet_serving.layers.linear import LoraLinear, row_norms
 
 
 @dataclass(frozen=True)
@@ -32,11 +41,13 @@ class AdapterWeights:
 
     digest: str
     sites: tuple[LoraWeights | None, ...]
+    embedding: EmbeddingLora | None = None
 
     @cached_property
     def num_bytes(self) -> int:
         """Memory of the tensors."""
-        return sum(weights.num_bytes for weights in self.sites if weights is not None)
+        embedding = 0 if self.embedding is None else self.embedding.num_bytes
+        return embedding + sum(weights.num_bytes for weights in self.sites if weights is not None)
 
     @cached_property
     def addresses(self) -> Ints:
@@ -46,14 +57,16 @@ class AdapterWeights:
     def to(self, device: torch.device) -> AdapterWeights:
         """The same adapter on a device; shares its tensors where they already are there."""
         return AdapterWeights(
-            self.digest, tuple(None if weights is None else _move(weights, device) for weights in self.sites)
+            self.digest,
+            tuple(None if weights is None else weights.to(device) for weights in self.sites),
+            None if self.embedding is None else self.embedding.to(device),
         )
 
 
 def read_adapter(
     digest: str,
     folder: Path,
-    sites: Sequence[LoraSite],
+    base: AdapterBase,
     dtype: torch.dtype,
     max_bytes: int,
     free_bytes: int | None = None,
@@ -63,7 +76,7 @@ def read_adapter(
     Args:
         digest: identity under which the adapter is served.
         folder: holds `adapter_config.json` and `adapter_model.safetensors`.
-        sites: sites of the base model.
+        base: the base model.
         dtype: number format of the base model.
         max_bytes: most memory that the tensors of one adapter may take.
         free_bytes: what is left of it beside other adapters; all of it unless set.
@@ -75,17 +88,18 @@ def read_adapter(
     """
     _require_weights(folder)
     config = LoraConfig.read(folder / CONFIG_FILE)
-    config.check_targets([site.module_name(i) for site in sites for i in range(len(site.modules))])
-    headers = read_header(folder / WEIGHTS_FILE)
-    ranks = _check_tensors(config, headers, sites)
-    num_bytes = sum(header.num_elements for header in headers.values()) * dtype.itemsize
-    _check_room(digest, num_bytes, max_bytes, free_bytes)
+    modules = [linear.site.module_name(i) for linear in base.linears for i in range(len(linear.site.modules))]
+    config.check_targets([*modules, base.embedding.module])
+    checked = check_tensors(config, read_header(folder / WEIGHTS_FILE), base, dtype)
+    _check_room(digest, checked.num_bytes, max_bytes, free_bytes)
     try:
         with safe_open(folder / WEIGHTS_FILE, framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            reader = _Reader(file.get_tensor, config, checked, dtype)
+            reader.check_tables(base)
+            sites = tuple(reader.site(linear) for linear in base.linears)
+            return AdapterWeights(digest, sites, reader.embedding(base))
     except (OSError, SafetensorError) as error:
         raise AdapterRefusal(f"adapter weights {folder / WEIGHTS_FILE} cannot be read: {error}") from error
-    return AdapterWeights(digest, tuple(_site_weights(site, config, ranks, tensors, dtype) for site in sites))
 
 
 def _require_weights(folder: Path) -> None:
@@ -107,76 +121,65 @@ def _check_room(digest: str, num_bytes: int, max_bytes: int, free_bytes: int | N
         )
 
 
-def _key(module: str, part: str) -> str:
-    return f"{_KEY_PREFIX}{module}.lora_{part}.weight"
+class _Reader:
+    """Puts an adapter together from tensors whose names and shapes are checked."""
 
+    def __init__(
+        self, take: Callable[[str], Tensor], config: LoraConfig, checked: CheckedTensors, dtype: torch.dtype
+    ) -> None:
+        self._take = take
+        self._config = config
+        self._checked = checked
+        self._dtype = dtype
 
-def _check_tensors(config: LoraConfig, headers: dict[str, TensorHeader], sites: Sequence[LoraSite]) -> dict[str, int]:
-    """Check names and shapes of all tensors against config and model; returns the ranks by module."""
-    ranks: dict[str, int] = {}
-    unexpected = set(headers)
-    for site in sites:
-        for position, out_features in enumerate(site.out_features):
-            module = site.module_name(position)
-            key_a, key_b = _key(module, "A"), _key(module, "B")
-            found = {key_a, key_b} & unexpected
-            if not found and config.targets(module) is not True:
-                continue
-            if len(found) < 2:
-                missing = sorted({key_a, key_b} - found)
-                raise AdapterRefusal(f"adapter weights lack {missing[0]}, which the adapter's config asks for")
-            if config.targets(module) is False:
-                continue
-            unexpected -= found
-            rank = config.rank(module)
-            _check_shape(key_a, headers[key_a], (rank, site.in_features))
-            _check_shape(key_b, headers[key_b], (out_features, rank))
-            ranks[module] = rank
-    if unexpected:
-        raise AdapterRefusal(
-            f"adapter weights hold {len(unexpected)} tensors that its config or the base model does not know, "
-            f"as {min(unexpected)}"
-        )
-    if not ranks:
-        raise AdapterRefusal("adapter weights change no module of the base model")
-    return ranks
+    def check_tables(self, base: AdapterBase) -> None:
+        """Check that tables of the base model that came along are the base's own."""
+        own = {base.embedding.module: row_norms(base.embedding.weight)} if self._checked.tables else {}
+        own |= {
+            linear.site.module_name(0): linear.row_norms for linear in base.linears if len(linear.site.modules) == 1
+        }
+        for module in self._checked.tables:
+            # Training moves the length of every row that it moves.
+            norms = row_norms(self._take(table_key(module)).to(self._dtype)).to(own[module].device)
+            if not torch.allclose(norms, own[module], rtol=1e-5, atol=0.0):
+                raise AdapterRefusal(
+                    f"adapter tensor {table_key(module)} is not the base model's own table: trained tables are not "
+                    "served, train an adapter on the module instead"
+                )
 
+    def site(self, linear: LoraLinear) -> LoraWeights | None:
+        """Weights at a site, A stacked over its modules."""
+        stacked: list[Tensor] = []
+        slices: list[LoraSlice] = []
+        out_start = rank_start = 0
+        for position, out_features in enumerate(linear.site.out_features):
+            module = linear.site.module_name(position)
+            if rank := self._checked.ranks.get(module):
+                out_end = out_start + out_features
+                stacked.append(self._convert(lora_key(module, "A"), 1.0))
+                # B lies rank by rank, as the operators read it.
+                b = self._convert(lora_key(module, "B"), self._config.scaling(module)).t().contiguous().t()
+                part = LoraSlice(out_start, out_end, rank_start, rank_start + rank, b)
+                if self._config.dora:
+                    name = magnitude_key(module)
+                    part = part._replace(rescale=rescale(name, self._take(name), stacked[-1], part, linear))
+                slices.append(part)
+                rank_start += rank
+            out_start += out_features
+        return LoraWeights(torch.cat(stacked), tuple(slices)) if stacked else None
 
-def _check_shape(name: str, header: TensorHeader, expected: tuple[int, int]) -> None:
-    if header.shape != expected:
-        raise AdapterRefusal(
-            f"adapter tensor {name} has shape {list(header.shape)}, base model and config ask for {list(expected)}"
-        )
+    def embedding(self, base: AdapterBase) -> EmbeddingLora | None:
+        """Weights at the token embedding."""
+        if self._checked.embedding_rank is None:
+            return None
+        module = base.embedding.module
+        a = self._convert(embedding_key(module, "A"), 1.0)
+        b = self._convert(embedding_key(module, "B"), self._config.scaling(module))
+        return EmbeddingLora(a.t().contiguous(), b.t().contiguous())
 
-
-def _site_weights(
-    site: LoraSite, config: LoraConfig, ranks: dict[str, int], tensors: dict[str, Tensor], dtype: torch.dtype
-) -> LoraWeights | None:
-    stacked: list[Tensor] = []
-    slices: list[LoraSlice] = []
-    out_start = rank_start = 0
-    for position, out_features in enumerate(site.out_features):
-        module = site.module_name(position)
-        if rank := ranks.get(module):
-            a, b = tensors[_key(module, "A")], tensors[_key(module, "B")]
-            stacked.append(_convert(_key(module, "A"), a, 1.0, dtype))
-            scaled = _convert(_key(module, "B"), b, config.scaling(module), dtype)
-            # B lies rank by rank, as the operators read it.
-            ranked = scaled.t().contiguous().t()
-            slices.append(LoraSlice(out_start, out_start + out_features, rank_start, rank_start + rank, ranked))
-            rank_start += rank
-        out_start += out_features
-    return LoraWeights(torch.cat(stacked), tuple(slices)) if stacked else None
-
-
-def _convert(name: str, tensor: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
-    # Scaled before it is rounded, so that only one rounding happens.
-    converted = (tensor.float() * factor).to(dtype)
-    if not bool(torch.isfinite(converted).all()):
-        raise AdapterRefusal(f"adapter tensor {name} holds values that are not finite")
-    return converted
-
-
-def _move(weights: LoraWeights, device: torch.device) -> LoraWeights:
-    slices = tuple(part._replace(b=part.b.t().to(device).t()) for part in weights.slices)
-    return LoraWeights(weights.a.to(device), slices)
+    def _convert(self, name: str, factor: float) -> Tensor:
+        # Scaled before it is rounded, so that only one rounding happens.
+        converted = (self._take(name).float() * factor).to(self._dtype)
+        if not bool(torch.isfinite(converted).all()):
+            raise AdapterRefusal(f"adapter tensor {name} holds values that are not finite")
+        return converted

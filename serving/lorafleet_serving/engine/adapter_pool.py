@@ -7,23 +7,22 @@ and where the folders come from.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence as Rows
 from pathlib import Path
 
 import torch
 
 from lorafleet_serving.adapters.slots import DeviceSlots
 from lorafleet_serving.adapters.weights import AdapterWeights, read_adapter
-from lorafleet_serving.layers.lora_site import LoraSite
+from lorafleet_serving.layers.adapter_base import AdapterBase
 
 
 class AdapterPool:
     """Adapters by digest."""
 
     def __init__(
-        self, sites: Rows[LoraSite], dtype: torch.dtype, device: torch.device, *, host_bytes: int, device_bytes: int
+        self, base: AdapterBase, dtype: torch.dtype, device: torch.device, *, host_bytes: int, device_bytes: int
     ) -> None:
-        self._sites = sites
+        self._base = base
         self._dtype = dtype
         self._host_bytes = host_bytes
         self._host: dict[str, AdapterWeights] = {}
@@ -51,7 +50,7 @@ class AdapterPool:
         if digest not in self._host:
             free = self._host_bytes - sum(weights.num_bytes for weights in self._host.values())
             largest = min(self._host_bytes, self._slots.budget_bytes)
-            self._host[digest] = read_adapter(digest, folder, self._sites, self._dtype, largest, free)
+            self._host[digest] = read_adapter(digest, folder, self._base, self._dtype, largest, free)
         self._leaving.discard(digest)
         return self._host[digest].num_bytes
 

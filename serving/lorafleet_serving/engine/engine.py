@@ -52,7 +52,7 @@ class Engine:
         self._vocab_size = model.vocab_size
         self._eos_token_ids = read_eos_token_ids(config.model)
         self._adapters = AdapterPool(
-            model.sites,
+            model,
             dtype,
             device,
             host_bytes=config.adapter_host_bytes,

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence as Rows
 import torch
 from torch import Tensor
 
+from lorafleet_serving.adapters.weights import AdapterWeights
 from lorafleet_serving.engine.batch_builder import BatchBuilder
 from lorafleet_serving.engine.kv_cache import KvCache
 from lorafleet_serving.engine.scheduler import Chunk
-from lorafleet_serving.kernels.segments import AdapterSites
 from lorafleet_serving.models.registry import LanguageModel
 
 
@@ -23,7 +23,7 @@ class ModelRunner:
         self._builder = BatchBuilder(kv_cache.block_size, kv_cache.padding_block, model.kernels, device)
 
     @torch.inference_mode()
-    def run(self, chunks: Rows[Chunk], adapter_of: Callable[[str], AdapterSites]) -> Tensor | None:
+    def run(self, chunks: Rows[Chunk], adapter_of: Callable[[str], AdapterWeights]) -> Tensor | None:
         """Compute chunks that are ordered by adapter.
 
         Returns:

@@ -17,8 +17,9 @@ Ints = NDArray[np.int64]
 
 A, NUM_RANKS, NUM_SLICES, SLICES = range(4)
 """Columns of a row: address of A, its ranks, number of merged modules with an adapter; then the modules' slices."""
-B, FIRST_RANK, LAST_RANK, FIRST_OUT, LAST_OUT, SLICE_WIDTH = range(6)
-"""Columns of a slice: address of B, its part of the stacked ranks, and its part of the outputs."""
+B, FIRST_RANK, LAST_RANK, FIRST_OUT, LAST_OUT, GAIN, OFFSET, SLICE_WIDTH = range(8)
+"""Columns of a slice: address of B, its part of the stacked ranks, its part of the outputs, and the addresses of what
+they are rescaled by, 0 where they are not."""
 MAX_SLICES = 3
 ROW_WIDTH = SLICES + MAX_SLICES * SLICE_WIDTH
 
@@ -43,4 +44,5 @@ def _describe(weights: LoraWeights, row: Ints) -> None:
         assert part.b.t().is_contiguous(), "B must lie rank by rank"
         start = SLICES + number * SLICE_WIDTH
         ends = (part.rank_start, part.rank_end, part.out_start, part.out_end)
-        row[start : start + SLICE_WIDTH] = (part.b.data_ptr(), *ends)
+        rescaled = (0, 0) if part.rescale is None else tuple(tensor.data_ptr() for tensor in part.rescale)
+        row[start : start + SLICE_WIDTH] = (part.b.data_ptr(), *ends, *rescaled)

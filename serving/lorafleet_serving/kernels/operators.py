@@ -6,12 +6,21 @@ A step is planned once, by the form that computes it; the layers hand the plans 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from lorafleet_serving.kernels.geometry import LayerCache, StepGeometry
 from lorafleet_serving.kernels.segments import LoraRun
+
+
+class Activation(StrEnum):
+    """Functions between the two halves of a feed-forward layer."""
+
+    SILU = "silu"
+    GELU_TANH = "gelu_tanh"
+    """GELU by its tanh approximation."""
 
 
 class Rotation(NamedTuple):
@@ -50,8 +59,15 @@ class Kernels(Protocol):
         """Add delta to x in place, and normalize the sum."""
         ...
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) * up, of [num_tokens, 2 * inner_size], gate first."""
+    def norm_heads(self, qkv: Tensor, weight: Tensor, eps: float) -> None:
+        """Normalize the first heads of each row in place, each by its own root mean square.
+
+        `qkv` is [num_tokens, heads, head_dim]; `weight` is [num_normed, head_dim] in fp32.
+        """
+        ...
+
+    def activate_mul(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        """activation(gate) * up, of [num_tokens, 2 * inner_size], gate first."""
         ...
 
     def rotate_and_store(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, plan: Any) -> None:
@@ -69,5 +85,5 @@ class Kernels(Protocol):
         ...
 
     def add_lora(self, x: Tensor, y: Tensor, plan: Any, site: int) -> None:
-        """y[rows] += x[rows] A.T B.T for every run of rows with an adapter at a site."""
+        """y[rows] += x[rows] A.T B.T for every run of rows with an adapter at a site, then rescaled where it is so."""
         ...

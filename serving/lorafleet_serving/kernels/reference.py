@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lorafleet_serving.kernels.attention_plan import AttentionPlan, DecodeGroup, PrefillSpan, plan_attention
 from lorafleet_serving.kernels.geometry import LayerCache, StepGeometry
-from lorafleet_serving.kernels.operators import Rotation
+from lorafleet_serving.kernels.operators import Activation, Rotation
 from lorafleet_serving.kernels.segments import LoraRun, LoraSegment, segments_at
 
 
@@ -49,10 +49,15 @@ class ReferenceKernels:
         """The sum stays in x."""
         return self.rms_norm(x.add_(delta), weight, eps)
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
+    def norm_heads(self, qkv: Tensor, weight: Tensor, eps: float) -> None:
+        """Like rows."""
+        heads = qkv[:, : weight.shape[0]]
+        heads.copy_(self.rms_norm(heads, weight, eps))
+
+    def activate_mul(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """Gate first."""
         gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return (F.silu(gate) if activation is Activation.SILU else F.gelu(gate, approximate="tanh")) * up
 
     def rotate_and_store(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, plan: AttentionPlan) -> None:
         """The two halves of what rotates turn against each other."""
@@ -81,12 +86,14 @@ class ReferenceKernels:
 
 
 def add_segment(x: Tensor, y: Tensor, segment: LoraSegment) -> None:
-    """Add one adapter's part: y[rows, slice] += (x[rows] A.T)[ranks] B.T per merged module."""
+    """Add one adapter's part: y[rows, slice] += (x[rows] A.T)[ranks] B.T per merged module, rescaled where it is so."""
     start, end, weights = segment
     v = F.linear(x[start:end], weights.a)
     for part in weights.slices:
         rows = v[:, part.rank_start : part.rank_end]
-        y[start:end, part.out_start : part.out_end].addmm_(rows, part.b.t())
+        outputs = y[start:end, part.out_start : part.out_end].addmm_(rows, part.b.t())
+        if part.rescale is not None:
+            outputs.copy_(outputs * part.rescale.gain + part.rescale.offset)
 
 
 def prefill_attention(query: Tensor, cache: LayerCache, span: PrefillSpan, scale: float) -> Tensor:

@@ -11,8 +11,18 @@ from itertools import groupby
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+class Rescale(NamedTuple):
+    """What a DoRA module does to its outputs, base and adapter together: y = gain * y + offset."""
+
+    gain: Tensor
+    """[out_features] in fp32"""
+    offset: Tensor
+    """[out_features] in fp32"""
 
 
 class LoraSlice(NamedTuple):
@@ -24,6 +34,17 @@ class LoraSlice(NamedTuple):
     rank_end: int
     b: Tensor
     """[out_end - out_start, rank_end - rank_start], already scaled; lies rank by rank in memory"""
+    rescale: Rescale | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the tensors."""
+        return self.b.nbytes + (0 if self.rescale is None else self.rescale.gain.nbytes + self.rescale.offset.nbytes)
+
+    def to(self, device: torch.device) -> LoraSlice:
+        """The same on a device."""
+        rescale = None if self.rescale is None else Rescale(*(tensor.to(device) for tensor in self.rescale))
+        return self._replace(b=self.b.t().to(device).t(), rescale=rescale)
 
 
 @dataclass(frozen=True)
@@ -42,7 +63,11 @@ class LoraWeights:
     @property
     def num_bytes(self) -> int:
         """Memory of the tensors."""
-        return self.a.nbytes + sum(part.b.nbytes for part in self.slices)
+        return self.a.nbytes + sum(part.num_bytes for part in self.slices)
+
+    def to(self, device: torch.device) -> LoraWeights:
+        """The same on a device."""
+        return LoraWeights(self.a.to(device), tuple(part.to(device) for part in self.slices))
 
 
 class AdapterSites(Protocol):

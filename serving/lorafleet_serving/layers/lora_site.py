@@ -12,7 +12,7 @@ class LoraSite:
     index: int
     """Number of the site in its model, dense from 0."""
     prefix: str
-    """Name of the parent module in the checkpoint, as `model.layers.3.self_attn`."""
+    """Name of the parent module in the checkpoint, as `model.layers.3.self_attn`; empty at the top."""
     modules: tuple[str, ...]
     """Names of the merged modules below the parent, as `q_proj`."""
     in_features: int
@@ -21,4 +21,5 @@ class LoraSite:
 
     def module_name(self, position: int) -> str:
         """Full name of a merged module in the checkpoint."""
-        return f"{self.prefix}.{self.modules[position]}"
+        name = self.modules[position]
+        return f"{self.prefix}.{name}" if self.prefix else name

@@ -1,6 +1,7 @@
 """Rotary position embedding with the scalings `default`, `linear` and `llama3`.
 
-The two halves of a head rotate against each other, as in the checkpoints that transformers writes.
+The two halves of what rotates, a head or its first part, turn against each other, as in the checkpoints that
+transformers writes.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class RotaryEmbedding:
     ) -> None:
         angles = torch.outer(torch.arange(max_len, dtype=torch.float32), _frequencies(parameters, head_dim))
         sin = angles.sin()
-        self._cos = torch.cat((angles.cos(), angles.cos()), dim=-1).to(device, dtype)  # [max_len, head_dim]
-        self._sin = torch.cat((-sin, sin), dim=-1).to(device, dtype)  # [max_len, head_dim]
+        self._cos = torch.cat((angles.cos(), angles.cos()), dim=-1).to(device, dtype)  # [max_len, rotary_dim]
+        self._sin = torch.cat((-sin, sin), dim=-1).to(device, dtype)  # [max_len, rotary_dim]
 
     def rotation(self, positions: Tensor) -> Rotation:
         """Angles for [num_tokens] positions."""
@@ -34,9 +35,8 @@ class RotaryEmbedding:
 
 def _frequencies(parameters: Mapping[str, Any], head_dim: int) -> Tensor:
     kind = parameters.get("rope_type", "default")
-    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedModel(f"partial_rotary_factor is {parameters['partial_rotary_factor']}, only 1.0 is served")
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    rotary_dim = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
     frequencies = 1.0 / (float(parameters["rope_theta"]) ** exponents)
     if kind == "default":
         return frequencies

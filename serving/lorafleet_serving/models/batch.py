@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from lorafleet_serving.layers.embedding import EmbeddingSegment
 
 
 class ModelBatch(NamedTuple):
@@ -18,5 +21,9 @@ class ModelBatch(NamedTuple):
     """What the operators planned for the attention."""
     lora: Any
     """What they planned for the adapters; None if no row has one."""
+    embedding: Sequence[EmbeddingSegment]
+    """Rows whose adapters change the embedding."""
     logits_rows: Tensor
     """[num_sampled] rows whose next token is wanted"""
+    head_lora: Any
+    """What the operators planned for the adapters of those rows; None if none changes the output head."""

@@ -53,17 +53,16 @@ class Checkpoint:
         Raises:
             UnsupportedModel: it is missing or has another shape.
         """
-        file = self._file_by_name.pop(name, None)
-        if file is None:
-            raise UnsupportedModel(f"base model {self._folder} has no tensor {name}")
-        tensor: Tensor = file.get_tensor(name)
-        if tuple(tensor.shape) != tuple(shape):
-            raise UnsupportedModel(
-                f"tensor {name} of base model {self._folder} has shape {list(tensor.shape)}, "
-                f"its config asks for {list(shape)}"
-            )
         # A copy even without conversion: a mapped file must not be read from while serving.
-        return tensor.to(self._device, self._dtype, copy=True)
+        return self._pop(name, shape).to(self._device, self._dtype, copy=True)
+
+    def copy(self, name: str, target: Tensor) -> None:
+        """Write one tensor where it is wanted, converted and moved.
+
+        Raises:
+            UnsupportedModel: it is missing or has another shape.
+        """
+        target.copy_(self._pop(name, target.shape))
 
     def drop(self, name: str) -> None:
         """Pass over a tensor that the model knows and does not need."""
@@ -80,6 +79,18 @@ class Checkpoint:
             raise UnsupportedModel(
                 f"base model {self._folder} has {len(left)} tensors that its architecture does not know, as {left[0]}"
             )
+
+    def _pop(self, name: str, shape: Sequence[int]) -> Tensor:
+        file = self._file_by_name.pop(name, None)
+        if file is None:
+            raise UnsupportedModel(f"base model {self._folder} has no tensor {name}")
+        tensor: Tensor = file.get_tensor(name)
+        if tuple(tensor.shape) != tuple(shape):
+            raise UnsupportedModel(
+                f"tensor {name} of base model {self._folder} has shape {list(tensor.shape)}, "
+                f"its config asks for {list(shape)}"
+            )
+        return tensor
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -14,24 +14,24 @@ from lorafleet_serving.exceptions import UnsupportedModel
 from lorafleet_serving.kernels.dispatch import kernels_for
 from lorafleet_serving.kernels.geometry import LayerCache
 from lorafleet_serving.kernels.operators import Kernels
-from lorafleet_serving.layers.lora_site import LoraSite
+from lorafleet_serving.layers.adapter_base import AdapterBase
 from lorafleet_serving.models.batch import ModelBatch
 from lorafleet_serving.models.checkpoint import Checkpoint
+from lorafleet_serving.models.gemma import load_gemma
 from lorafleet_serving.models.kv_shape import KvShape
-from lorafleet_serving.models.llama import Llama
+from lorafleet_serving.models.llama import load_llama
+from lorafleet_serving.models.mistral import load_mistral
+from lorafleet_serving.models.module_loader import ModuleLoader
+from lorafleet_serving.models.phi import load_phi
+from lorafleet_serving.models.qwen import load_qwen2, load_qwen3
 
 
-class LanguageModel(Protocol):
+class LanguageModel(AdapterBase, Protocol):
     """A causal language model with its weights."""
 
     @property
     def kernels(self) -> Kernels:
         """The operators that it computes with, and that plan its steps."""
-        ...
-
-    @property
-    def sites(self) -> Sequence[LoraSite]:
-        """Places that adapters can attach to, by index."""
         ...
 
     @property
@@ -54,17 +54,15 @@ class LanguageModel(Protocol):
         ...
 
 
-Family = Callable[[PreTrainedConfig, Checkpoint, torch.dtype, torch.device, Kernels], LanguageModel]
-
-
-def _load_llama(
-    config: PreTrainedConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, kernels: Kernels
-) -> LanguageModel:
-    return Llama.load(config, checkpoint, dtype, device, kernels)
-
+Family = Callable[[ModuleLoader], LanguageModel]
 
 FAMILIES: dict[str, Family] = {
-    "LlamaForCausalLM": _load_llama,
+    "GemmaForCausalLM": load_gemma,
+    "LlamaForCausalLM": load_llama,
+    "MistralForCausalLM": load_mistral,
+    "PhiForCausalLM": load_phi,
+    "Qwen2ForCausalLM": load_qwen2,
+    "Qwen3ForCausalLM": load_qwen3,
 }
 """Loaders by the architecture that a config names."""
 
@@ -85,7 +83,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device, kernels: 
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModel(f"base model {folder} has quantized weights (quantization_config): dequantize it first")
     with Checkpoint(folder, dtype, device) as checkpoint:
-        model = family(config, checkpoint, dtype, device, kernels or kernels_for(device, dtype))
+        model = family(ModuleLoader(config, checkpoint, dtype, device, kernels or kernels_for(device, dtype)))
         checkpoint.check_all_taken()
     return model
 

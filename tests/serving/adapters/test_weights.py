@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from lorafleet_serving.adapters.weights import AdapterWeights, read_adapter
 from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge, NoRoom
-from lorafleet_serving.layers.lora_site import LoraSite
-from lorafleet_serving.models.registry import load_model
-from tests.serving.llama_model import write_adapter, write_llama
+from lorafleet_serving.models.registry import LanguageModel, load_model
+from tests.serving.random_model import write_adapter, write_llama
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -32,8 +31,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sites(base: Path) -> tuple[LoraSite, ...]:
-    return tuple(load_model(base, torch.float32, torch.device("cpu")).sites)
+def model(base: Path) -> LanguageModel:
+    return load_model(base, torch.float32, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -41,8 +40,8 @@ def adapter(base: Path, tmp_path: Path) -> Path:
     return write_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "v_proj", "down_proj"])
 
 
-def read(folder: Path, sites: tuple[LoraSite, ...], dtype: torch.dtype = torch.float32) -> AdapterWeights:
-    return read_adapter("sha256:x", folder, sites, dtype, GIB)
+def read(folder: Path, model: LanguageModel, dtype: torch.dtype = torch.float32) -> AdapterWeights:
+    return read_adapter("sha256:x", folder, model, dtype, GIB)
 
 
 def edit_config(folder: Path, **changes: object) -> None:
@@ -62,11 +61,9 @@ def write_raw(folder: Path, header: object, num_data_bytes: int, num_header_byte
     (folder / WEIGHTS).write_bytes(struct.pack("<Q", size) + text + bytes(num_data_bytes))
 
 
-def test_merged_modules_are_stacked_with_their_own_ranks(
-    base: Path, sites: tuple[LoraSite, ...], tmp_path: Path
-) -> None:
+def test_merged_modules_are_stacked_with_their_own_ranks(base: Path, model: LanguageModel, tmp_path: Path) -> None:
     write_adapter(base, tmp_path, target_modules=["q_proj", "v_proj"], r=4, rank_pattern={"v_proj": 2})
-    weights = read(tmp_path, sites)
+    weights = read(tmp_path, model)
     qkv = weights.sites[0]
     assert qkv is not None
     assert qkv.a.shape == (6, 48)
@@ -90,10 +87,10 @@ def test_merged_modules_are_stacked_with_their_own_ranks(
     ],
 )
 def test_b_is_scaled_once_at_load(
-    base: Path, sites: tuple[LoraSite, ...], tmp_path: Path, options: dict[str, object], scaling: float
+    base: Path, model: LanguageModel, tmp_path: Path, options: dict[str, object], scaling: float
 ) -> None:
     write_adapter(base, tmp_path, target_modules=["q_proj"], **options)
-    qkv = read(tmp_path, sites).sites[0]
+    qkv = read(tmp_path, model).sites[0]
     assert qkv is not None
     torch.testing.assert_close(qkv.slices[0].b, load_file(tmp_path / WEIGHTS)[f"{Q_PROJ}.lora_B.weight"] * scaling)
 
@@ -110,29 +107,29 @@ def test_b_is_scaled_once_at_load(
     ],
 )
 def test_whatever_peft_targets_is_read(
-    base: Path, sites: tuple[LoraSite, ...], tmp_path: Path, options: dict[str, object]
+    base: Path, model: LanguageModel, tmp_path: Path, options: dict[str, object]
 ) -> None:
     write_adapter(base, tmp_path, **options)
-    num_modules = sum(len(weights.slices) for weights in read(tmp_path, sites).sites if weights is not None)
+    num_modules = sum(len(weights.slices) for weights in read(tmp_path, model).sites if weights is not None)
     assert num_modules * 2 == len(load_file(tmp_path / WEIGHTS))
 
 
-def test_tensors_take_the_format_of_the_base(adapter: Path, sites: tuple[LoraSite, ...]) -> None:
-    weights = read(adapter, sites, torch.bfloat16)
-    assert weights.num_bytes * 2 == read(adapter, sites).num_bytes
+def test_tensors_take_the_format_of_the_base(adapter: Path, model: LanguageModel) -> None:
+    weights = read(adapter, model, torch.bfloat16)
+    assert weights.num_bytes * 2 == read(adapter, model).num_bytes
     assert all(site.a.dtype is torch.bfloat16 for site in weights.sites if site is not None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_files_are_read(adapter: Path, sites: tuple[LoraSite, ...], dtype: torch.dtype) -> None:
+def test_half_precision_files_are_read(adapter: Path, model: LanguageModel, dtype: torch.dtype) -> None:
     edit_tensors(adapter, lambda tensors: tensors.update({k: v.to(dtype) for k, v in tensors.items()}))
-    assert read(adapter, sites).num_bytes > 0
+    assert read(adapter, model).num_bytes > 0
 
 
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"use_dora": True}, "use_dora"),
+        ({"use_dora": True}, "lora_magnitude_vector"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "lora_only"}, "bias"),
         ({"lora_bias": True}, "lora_bias"),
@@ -144,8 +141,11 @@ def test_half_precision_files_are_read(adapter: Path, sites: tuple[LoraSite, ...
         ({"invented_later": True}, "invented_later"),
         ({"init_lora_weights": "pissa"}, "pissa"),
         ({"peft_type": "IA3"}, "IA3"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
-        ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
+        ({"target_modules": ["q_proj", "v_proj", "down_proj", "lm_head"]}, "lack base_model.model.lm_head.lora_A"),
+        (
+            {"target_modules": ["q_proj", "v_proj", "down_proj", "embed_tokens"]},
+            "lack base_model.model.model.embed_tokens.lora_embedding_A",
+        ),
         ({"target_modules": ["warp_proj"]}, "warp_proj"),
         ({"target_modules": []}, "target_modules"),
         ({"exclude_modules": ".*"}, "exclude_modules"),
@@ -158,38 +158,38 @@ def test_half_precision_files_are_read(adapter: Path, sites: tuple[LoraSite, ...
     ],
 )
 def test_config_that_is_not_served_is_refused_by_name(
-    adapter: Path, sites: tuple[LoraSite, ...], changes: dict[str, object], name: str
+    adapter: Path, model: LanguageModel, changes: dict[str, object], name: str
 ) -> None:
     edit_config(adapter, **changes)
     with pytest.raises(AdapterRefusal) as caught:
-        read(adapter, sites)
+        read(adapter, model)
     assert name in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b" " * (2 << 20)])
-def test_config_that_cannot_be_read_is_refused(adapter: Path, sites: tuple[LoraSite, ...], content: bytes) -> None:
+def test_config_that_cannot_be_read_is_refused(adapter: Path, model: LanguageModel, content: bytes) -> None:
     (adapter / CONFIG).write_bytes(content)
     with pytest.raises(AdapterRefusal, match=CONFIG):
-        read(adapter, sites)
+        read(adapter, model)
 
 
-def test_infinite_alpha_is_refused(adapter: Path, sites: tuple[LoraSite, ...]) -> None:
+def test_infinite_alpha_is_refused(adapter: Path, model: LanguageModel) -> None:
     edit_config(adapter, lora_alpha=math.inf)
     with pytest.raises(AdapterRefusal, match="lora_alpha"):
-        read(adapter, sites)
+        read(adapter, model)
 
 
 @pytest.mark.parametrize("missing", [CONFIG, WEIGHTS])
-def test_missing_file_is_refused_by_name(adapter: Path, sites: tuple[LoraSite, ...], missing: str) -> None:
+def test_missing_file_is_refused_by_name(adapter: Path, model: LanguageModel, missing: str) -> None:
     (adapter / missing).unlink()
     with pytest.raises(AdapterRefusal, match=missing):
-        read(adapter, sites)
+        read(adapter, model)
 
 
-def test_pickled_weights_are_never_read(adapter: Path, sites: tuple[LoraSite, ...]) -> None:
+def test_pickled_weights_are_never_read(adapter: Path, model: LanguageModel) -> None:
     (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
     with pytest.raises(AdapterRefusal, match="pickle"):
-        read(adapter, sites)
+        read(adapter, model)
 
 
 @pytest.mark.parametrize(
@@ -209,33 +209,33 @@ def test_pickled_weights_are_never_read(adapter: Path, sites: tuple[LoraSite, ..
     ],
 )
 def test_wrong_tensors_are_refused_by_name(
-    adapter: Path, sites: tuple[LoraSite, ...], edit: Callable[[dict[str, torch.Tensor]], object], name: str
+    adapter: Path, model: LanguageModel, edit: Callable[[dict[str, torch.Tensor]], object], name: str
 ) -> None:
     edit_tensors(adapter, edit)
     with pytest.raises(AdapterRefusal, match=name):
-        read(adapter, sites)
+        read(adapter, model)
 
 
-def test_adapter_of_a_larger_model_is_refused(sites: tuple[LoraSite, ...], tmp_path: Path) -> None:
+def test_adapter_of_a_larger_model_is_refused(model: LanguageModel, tmp_path: Path) -> None:
     write_llama(tmp_path / "large", num_hidden_layers=3)
     write_adapter(tmp_path / "large", tmp_path / "adapter")
     with pytest.raises(AdapterRefusal, match=r"layers\.2"):
-        read(tmp_path / "adapter", sites)
+        read(tmp_path / "adapter", model)
 
 
-def test_adapter_beyond_the_budget_is_refused_before_it_is_read(adapter: Path, sites: tuple[LoraSite, ...]) -> None:
+def test_adapter_beyond_the_budget_is_refused_before_it_is_read(adapter: Path, model: LanguageModel) -> None:
     with pytest.raises(AdapterTooLarge, match="may take 100"):
-        read_adapter("sha256:x", adapter, sites, torch.float32, 100)
+        read_adapter("sha256:x", adapter, model, torch.float32, 100)
     with pytest.raises(NoRoom, match="100 are left"):
-        read_adapter("sha256:x", adapter, sites, torch.float32, GIB, 100)
+        read_adapter("sha256:x", adapter, model, torch.float32, GIB, 100)
 
 
 @pytest.mark.parametrize("num_bytes", [0, 5, 8, 500, -1])
-def test_truncated_weights_are_refused(adapter: Path, sites: tuple[LoraSite, ...], num_bytes: int) -> None:
+def test_truncated_weights_are_refused(adapter: Path, model: LanguageModel, num_bytes: int) -> None:
     content = (adapter / WEIGHTS).read_bytes()
     (adapter / WEIGHTS).write_bytes(content[:num_bytes])
     with pytest.raises(AdapterRefusal, match=WEIGHTS):
-        read(adapter, sites)
+        read(adapter, model)
 
 
 A_HEADER = {"dtype": "F32", "shape": [4, 48], "data_offsets": [0, 768]}
@@ -260,8 +260,32 @@ A_HEADER = {"dtype": "F32", "shape": [4, 48], "data_offsets": [0, 768]}
     ],
 )
 def test_hostile_header_is_refused(
-    adapter: Path, sites: tuple[LoraSite, ...], header: object, num_data_bytes: int, num_header_bytes: int | None
+    adapter: Path, model: LanguageModel, header: object, num_data_bytes: int, num_header_bytes: int | None
 ) -> None:
     write_raw(adapter, header, num_data_bytes, num_header_bytes)
     with pytest.raises(AdapterRefusal):
-        read(adapter, sites)
+        read(adapter, model)
+
+
+def test_tables_that_came_along_must_be_the_base_models_own(base: Path, model: LanguageModel, tmp_path: Path) -> None:
+    write_adapter(base, tmp_path, target_modules=["embed_tokens", "lm_head"])
+    table = "base_model.model.lm_head.base_layer.weight"
+    assert table in load_file(tmp_path / WEIGHTS)
+    assert read(tmp_path, model).num_bytes > 0
+    edit_tensors(tmp_path, lambda tensors: tensors[table][5].mul_(1.01))
+    with pytest.raises(AdapterRefusal, match=r"lm_head.*own table"):
+        read(tmp_path, model)
+
+
+def test_dora_at_the_embedding_is_refused(base: Path, model: LanguageModel, tmp_path: Path) -> None:
+    write_adapter(base, tmp_path, target_modules=["embed_tokens", "q_proj"], use_dora=True)
+    with pytest.raises(AdapterRefusal, match="use_dora at the embedding"):
+        read(tmp_path, model)
+
+
+def test_dora_takes_the_memory_that_was_asked_for(base: Path, model: LanguageModel, tmp_path: Path) -> None:
+    write_adapter(base, tmp_path, use_dora=True)
+    num_bytes = read(tmp_path, model).num_bytes
+    read_adapter("sha256:x", tmp_path, model, torch.float32, num_bytes)
+    with pytest.raises(AdapterTooLarge):
+        read_adapter("sha256:x", tmp_path, model, torch.float32, num_bytes - 1)

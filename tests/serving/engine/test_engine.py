@@ -19,7 +19,7 @@ from lorafleet_serving.exceptions import (
     InvalidSetting,
     NoRoom,
 )
-from tests.serving.llama_model import VOCAB_SIZE, peft_answers, write_adapter, write_llama
+from tests.serving.random_model import VOCAB_SIZE, peft_answers, write_adapter, write_llama
 
 PROMPTS = [[5, 9, 11, 40], [7] * 30, [60, 3, 8, 21, 34, 55, 89, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]]
 

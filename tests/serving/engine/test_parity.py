@@ -9,7 +9,7 @@ import pytest
 from lorafleet_serving.engine.config import DType, EngineConfig
 from lorafleet_serving.engine.engine import Engine
 from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
-from tests.serving.llama_model import peft_answers, write_adapter
+from tests.serving.random_model import peft_answers, write_adapter
 
 pytestmark = pytest.mark.timeout(900)  # Minutes where the machine is shared with training.
 

@@ -9,10 +9,11 @@ from functools import cached_property
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lorafleet_serving.kernels.geometry import LayerCache, Span, StepGeometry
 from lorafleet_serving.kernels.lora_table import Ints, address_table
-from lorafleet_serving.kernels.operators import Kernels, Rotation
+from lorafleet_serving.kernels.operators import Activation, Kernels, Rotation
 from lorafleet_serving.kernels.segments import LoraRun, LoraSlice, LoraWeights
 from tests.serving.kernels.forms import FORMS, make_kernels
 
@@ -168,9 +169,26 @@ def test_norm_gate_and_linear_layer(form: str, dtype: torch.dtype, tolerance: fl
     torch.testing.assert_close(normed.double(), exact, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-5), normed)
     gate, up = x.double().chunk(2, dim=-1)
-    gated = gate * torch.sigmoid(gate) * up
-    torch.testing.assert_close(kernels.silu_mul(x).double(), gated, atol=tolerance, rtol=tolerance)
+    for activation, opened in (
+        (Activation.SILU, F.silu(gate)),
+        (Activation.GELU_TANH, F.gelu(gate, approximate="tanh")),
+    ):
+        found = kernels.activate_mul(x, activation).double()
+        torch.testing.assert_close(found, opened * up, atol=tolerance, rtol=tolerance)
     wide, bias = torch.randn(7, 16).to(dtype), torch.randn(7).to(dtype)
     wanted = x.double() @ wide.double().T + bias.double()
     found = kernels.linear(x, kernels.pack(wide), bias).double()
     torch.testing.assert_close(found, wanted, atol=4 * tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("dtype", "tolerance"), FORMATS)
+def test_the_first_heads_are_normalized_each_by_itself(form: str, dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    qkv, weight = torch.randn(5, 7, 16).to(dtype), torch.randn(4, 16)
+    wide = qkv[:, :4].double()
+    exact = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5) * weight.double()
+    values = qkv[:, 4:].clone()
+    make_kernels(form, dtype).norm_heads(qkv, weight, 1e-5)
+    torch.testing.assert_close(qkv[:, :4].double(), exact, atol=tolerance, rtol=tolerance)
+    assert torch.equal(qkv[:, 4:], values)

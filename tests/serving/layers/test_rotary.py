@@ -40,13 +40,11 @@ def test_linear_scaling_stretches_positions() -> None:
     torch.testing.assert_close(scaled.rotation(torch.tensor([12])), make(DEFAULT).rotation(torch.tensor([3])))
 
 
-@pytest.mark.parametrize(
-    ("parameters", "name"),
-    [
-        ({"rope_type": "yarn", "rope_theta": 10000.0}, "yarn"),
-        ({**DEFAULT, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    ],
-)
-def test_unserved_scaling_is_refused_by_name(parameters: dict[str, object], name: str) -> None:
-    with pytest.raises(UnsupportedModel, match=name):
-        make(parameters)
+def test_a_part_of_a_head_rotates_like_a_smaller_head() -> None:
+    part = make({**DEFAULT, "partial_rotary_factor": 0.5}, head_dim=16)
+    torch.testing.assert_close(part.rotation(torch.tensor([7])), make(DEFAULT, head_dim=8).rotation(torch.tensor([7])))
+
+
+def test_unserved_scaling_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedModel, match="yarn"):
+        make({"rope_type": "yarn", "rope_theta": 10000.0})

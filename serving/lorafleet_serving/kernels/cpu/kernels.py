@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lorafleet_serving.kernels.attention_plan import PrefillSpan, block_tables, plan_prefills
-from lorafleet_serving.kernels.cpu import activation, attention, lora, norm
+from lorafleet_serving.kernels.cpu import attention, gate, lora, norm
 from lorafleet_serving.kernels.cpu.element import TAGS
 from lorafleet_serving.kernels.geometry import LayerCache, StepGeometry
 from lorafleet_serving.kernels.lora_table import Ints
-from lorafleet_serving.kernels.operators import Rotation
+from lorafleet_serving.kernels.operators import Activation, Rotation
 from lorafleet_serving.kernels.reference import add_segment, prefill_attention
 from lorafleet_serving.kernels.segments import LoraRun, segments_at
 
@@ -112,11 +112,16 @@ class CpuKernels:
         norm.add_rms_norm(self._tag, *addresses, *x.shape, eps)
         return out
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
+    def norm_heads(self, qkv: Tensor, weight: Tensor, eps: float) -> None:
+        """In place."""
+        norm.norm_heads(self._tag, qkv.data_ptr(), weight.data_ptr(), *qkv.shape, weight.shape[0], eps)
+
+    def activate_mul(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """Gate first."""
         num_rows, inner_size = gate_up.shape[0], gate_up.shape[1] // 2
         out = gate_up.new_empty(num_rows, inner_size)
-        activation.silu_mul(self._tag, gate_up.data_ptr(), out.data_ptr(), num_rows, inner_size)
+        is_gelu = activation is Activation.GELU_TANH
+        gate.activate_mul(self._tag, is_gelu, gate_up.data_ptr(), out.data_ptr(), num_rows, inner_size)
         return out
 
     def rotate_and_store(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, plan: CpuAttentionPlan) -> None:

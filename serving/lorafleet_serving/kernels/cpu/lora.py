@@ -131,11 +131,15 @@ def _dot_4_by_2(x0: Any, x1: Any, x2: Any, x3: Any, a0: Any, a1: Any, v: Any) ->
 
 @compiled
 def _expand(tag: Tag, v: Any, part: Any, y: Any) -> None:
-    """Add one merged module's outputs: y[:, outs] += v[:, ranks] B.T, summed in fp32 and rounded once."""
+    """Add one merged module's outputs: y[:, outs] += v[:, ranks] B.T, rescaled, all in fp32 and rounded once."""
     first, last = part[lora_table.FIRST_OUT], part[lora_table.LAST_OUT]
     num_ranks = part[lora_table.LAST_RANK] - part[lora_table.FIRST_RANK]
     b = matrix(part[lora_table.B], num_ranks, last - first, tag)
     total = np.empty(last - first, dtype=np.float32)
+    is_rescaled = part[lora_table.GAIN] != 0
+    # Without rescaling these are addresses of B, which are not read.
+    gain = matrix(part[lora_table.GAIN] if is_rescaled else part[lora_table.B], 1, last - first, np.float32(0))[0]
+    offset = matrix(part[lora_table.OFFSET] if is_rescaled else part[lora_table.B], 1, last - first, np.float32(0))[0]
     for row in range(v.shape[0]):
         out = y[row, first:last]
         for c in range(total.shape[0]):
@@ -149,6 +153,9 @@ def _expand(tag: Tag, v: Any, part: Any, y: Any) -> None:
             factor, ranked = factors[rest], b[rest]
             for c in range(total.shape[0]):
                 total[c] += factor * widen(ranked[c])
+        if is_rescaled:
+            for c in range(total.shape[0]):
+                total[c] = gain[c] * total[c] + offset[c]
         for c in range(total.shape[0]):
             out[c] = narrow(total[c], tag)
 

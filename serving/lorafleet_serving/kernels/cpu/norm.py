@@ -37,6 +37,32 @@ def add_rms_norm(
         _normalize(tag, x, weight, out, row, num_columns, np.float32(eps))
 
 
+@compiled_parallel
+def norm_heads(
+    tag: Tag, qkv: int, weight: int, num_rows: int, num_heads: int, head_dim: int, num_normed: int, eps: float
+) -> None:
+    """Normalize the first heads of each row in place.
+
+    Args:
+        tag: format of qkv; weight is fp32, as are the statistics.
+        qkv: address of [num_rows, num_heads, head_dim].
+        weight: address of [num_normed, head_dim].
+        num_rows: rows of qkv.
+        num_heads: heads of a row, of any kind.
+        head_dim: size of a head.
+        num_normed: heads to normalize.
+        eps: added to the mean square.
+    """
+    for row in prange(num_rows):
+        _normalize_heads(tag, qkv, weight, row * num_heads, head_dim, num_normed, np.float32(eps))
+
+
+@compiled
+def _normalize_heads(tag: Tag, qkv: int, weight: int, first: int, head_dim: int, num_normed: int, eps: Any) -> None:
+    for head in range(num_normed):
+        _normalize(tag, qkv, weight + head * head_dim * 4, qkv, first + head, head_dim, eps)
+
+
 @compiled
 def _add(tag: Tag, x: int, delta: int, row: int, num_columns: int) -> None:
     residual = matrix(x, row + 1, num_columns, tag)[row]

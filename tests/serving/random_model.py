@@ -1,4 +1,4 @@
-"""Small random Llama models and adapters for them, written by transformers and PEFT."""
+"""Small random models and adapters for them, written by transformers and PEFT."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 VOCAB_SIZE = 97
 
 
-def write_llama(folder: Path, **options: object) -> LlamaForCausalLM:
-    """Write a random model and return it; `options` go over the config's defaults."""
+def write_llama(folder: Path, **options: object) -> Any:
+    """Write a random Llama model and return it; `options` go over the config's defaults."""
+    return write_model(folder, "llama", **options)
+
+
+def write_model(folder: Path, family: str, **options: object) -> Any:
+    """Write a random model of a family, named as transformers names it, and return it in fp32."""
     settings: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 48,
@@ -24,15 +29,18 @@ def write_llama(folder: Path, **options: object) -> LlamaForCausalLM:
         "num_attention_heads": 6,
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,
+        "bos_token_id": 1,
         "eos_token_id": 2,
+        "pad_token_id": 0,
         "initializer_range": 0.3,
-        "attn_implementation": "eager",
     }
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**(settings | options))).eval()
+    config = AutoConfig.for_model(family, **(settings | options))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):  # Starts as zero, which would hide a bias that is left out.
-            torch.nn.init.normal_(parameter, std=0.3)
+        # Biases start as zeros, norms as ones: what leaves them out would not be found.
+        if name.endswith("bias") or "norm" in name:
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     return model
 
@@ -44,8 +52,12 @@ def write_adapter(base: Path, folder: Path, seed: int = 0, /, **options: object)
     torch.manual_seed(seed)
     settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False}
     with _quiet_peft():
-        model = LlamaForCausalLM.from_pretrained(base)
-        get_peft_model(model, LoraConfig(**(settings | options))).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(base)
+        adapted = get_peft_model(model, LoraConfig(**(settings | options)))
+        for name, parameter in adapted.named_parameters():
+            if "magnitude" in name:  # Starts as what changes nothing.
+                parameter.data.mul_(1 + 0.3 * torch.randn_like(parameter))
+        adapted.save_pretrained(folder)
     return folder
 
 
@@ -55,7 +67,7 @@ def peft_answers(
     """Greedy answers of PEFT in fp32 to prompts of one length."""
     from peft import PeftModel
 
-    model: Any = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if adapter is not None:
         with _quiet_peft():
             model = PeftModel.from_pretrained(model, adapter)
@@ -80,4 +92,7 @@ def _quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         # PEFT reads a property that transformers has since renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        # It says that it saves the base's tables as well, and that it would not merge into tied ones.
+        warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings", category=UserWarning)
         yield

@@ -1,0 +1,23 @@
+"""What of a base model adapters attach to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from lorafleet_serving.layers.embedding import Embedding
+from lorafleet_serving.layers.linear import LoraLinear
+
+
+class AdapterBase(Protocol):
+    """The linear layers and the embedding of a model."""
+
+    @property
+    def linears(self) -> Sequence[LoraLinear]:
+        """Linear layers by the index of their sites."""
+        ...
+
+    @property
+    def embedding(self) -> Embedding:
+        """Token embedding."""
+        ...
