@@ -21,7 +21,7 @@ from tests.airflow.watched_fleet import AnsweringPod, WatchedFleet
 from tests.pipeline.registry.fake_pod import ADMIN_TOKEN, WEBHOOK_SECRET
 
 if TYPE_CHECKING:
-    from tests.conftest import RunningMLflow
+    from tests.services import RunningMLflow
 
 pytestmark = pytest.mark.usefixtures("called_by_hand")
 

@@ -21,7 +21,7 @@ from tests.airflow.watched_fleet import WatchedFleet
 from tests.airflow_home import ROOT
 
 if TYPE_CHECKING:
-    from tests.conftest import RunningMLflow
+    from tests.services import RunningMLflow
 
 Run = Callable[..., tuple[str, dict[str, str | None]]]
 

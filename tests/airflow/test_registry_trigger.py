@@ -19,7 +19,7 @@ from tests.airflow.watched_fleet import WatchedFleet
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.conftest import RunningMLflow
+    from tests.services import RunningMLflow
 
 
 class Store:

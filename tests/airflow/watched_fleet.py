@@ -22,7 +22,7 @@ from lorafleet_contract.tags import Tag
 from tests.pipeline.registry.fake_pod import BASE_DIGEST, FakePod
 
 if TYPE_CHECKING:
-    from tests.conftest import RunningMLflow
+    from tests.services import RunningMLflow
 
 
 class AnsweringPod(FakePod):

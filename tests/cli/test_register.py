@@ -10,9 +10,9 @@ import uuid
 from pathlib import Path
 
 from lorafleet_contract.digest import ADAPTER_FILES
-from tests.conftest import RunningMLflow
 from tests.pipeline.registry.fleet import GATE_KEY
 from tests.pipeline.registry.prepared_run import prepare_run, spec_of
+from tests.services import RunningMLflow
 
 
 def test_evaluated_run_is_registered_and_one_that_is_not_is_an_error(

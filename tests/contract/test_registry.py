@@ -13,7 +13,7 @@ from lorafleet_contract import registry
 from lorafleet_contract.aliases import Alias, Stage
 from lorafleet_contract.exceptions import RegistryError, RegistryNotFound, RegistryUnavailable
 from lorafleet_contract.registry import RegistryClient, RegistryEndpoint
-from tests.conftest import RunningMLflow
+from tests.services import RunningMLflow
 
 Model = Callable[[int], str]
 

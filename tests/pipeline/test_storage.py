@@ -9,7 +9,7 @@ import pytest
 from lorafleet_pipeline.exceptions import ObjectMissing, StorageDenied, StorageError, StorageUnreachable
 from lorafleet_pipeline.settings import S3Settings
 from lorafleet_pipeline.storage import Storage, split_s3
-from tests.conftest import RunningS3
+from tests.services import RunningS3
 
 SECRET = "geheimnis-4711"
 

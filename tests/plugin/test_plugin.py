@@ -15,7 +15,7 @@ from lorafleet_plugin.plugin import URL_PREFIX, LoRAFleetPlugin
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
-    from tests.conftest import RunningMLflow
+    from tests.services import RunningMLflow
 
 
 def _routes() -> list[tuple[str, str]]:

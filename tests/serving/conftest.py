@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lorafleet_pipeline.stack.ports import free_port
-from tests.conftest import RunningMLflow
+from tests.services import RunningMLflow
 from tests.serving.pod_process import ADMIN_TOKEN, WEBHOOK_SECRET, PodProcess
 from tests.serving.registered_adapter import GATE_KEY, AdapterSource, RegistryHand
 from tests.serving.tiny_model import make_tiny_adapter, make_tiny_model

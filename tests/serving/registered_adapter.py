@@ -22,7 +22,7 @@ from lorafleet_contract.prompt import PromptBlock
 from lorafleet_contract.registry import RegistryClient, RegistryEndpoint
 from lorafleet_contract.signature import sign
 from lorafleet_contract.tags import Tag
-from tests.conftest import RunningMLflow
+from tests.services import RunningMLflow
 
 GATE_KEY = "gate-key-of-the-tests"
 

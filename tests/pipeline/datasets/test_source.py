@@ -19,8 +19,8 @@ from lorafleet_pipeline.exceptions import (
 )
 from lorafleet_pipeline.settings import S3Settings
 from lorafleet_pipeline.storage import Storage
-from tests.conftest import RunningS3
 from tests.pipeline.datasets.planted import clean_rows, write_jsonl
+from tests.services import RunningS3
 
 LOCAL = Storage(S3Settings())
 SECRET = "geheimnis-4711"

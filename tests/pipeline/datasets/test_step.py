@@ -17,8 +17,8 @@ from lorafleet_pipeline.exceptions import DatasetRefused, InvalidSpec, StorageEr
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.settings import S3Settings
 from lorafleet_pipeline.spec import AdapterSpec
-from tests.conftest import RunningS3
 from tests.pipeline.datasets.planted import Row, clean_rows, make_settings, make_spec, write_splits
+from tests.services import RunningS3
 
 SECRETS = ("zanzibar-4711", "quokka@example.org", "4111 1111 1111 1111")
 SECRET_NUMBER = 98765431

@@ -10,8 +10,8 @@ from lorafleet_pipeline.datasets.upload import upload_dataset
 from lorafleet_pipeline.exceptions import DatasetUnreadable
 from lorafleet_pipeline.settings import S3Settings
 from lorafleet_pipeline.storage import Storage
-from tests.conftest import RunningS3
 from tests.pipeline.datasets.planted import clean_rows, make_settings, write_jsonl, write_splits
+from tests.services import RunningS3
 
 
 def test_folder_of_splits_goes_to_s3(tmp_path: Path, s3: RunningS3) -> None:

@@ -25,9 +25,9 @@ from lorafleet_pipeline.training.job import TrainingIdentity
 from lorafleet_pipeline.training.step import train
 from lorafleet_pipeline.training.tracking import Tracking
 from lorafleet_pipeline.training.unchanged import find_unchanged
-from tests.conftest import RunningMLflow
 from tests.pipeline.training.conftest import SpecFactory
 from tests.pipeline.training.prepared_run import make_run, make_settings, trained_by_hand
+from tests.services import RunningMLflow
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tests.pipeline.registry.fake_pod import ADMIN_TOKEN, WEBHOOK_SECRET, FakePo
 from tests.pipeline.registry.fleet import Fleet, fleet_of, settings_of
 
 if TYPE_CHECKING:
-    from tests.conftest import RunningS3
+    from tests.services import RunningS3
 
 
 @pytest.fixture(scope="session")

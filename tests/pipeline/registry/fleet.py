@@ -25,7 +25,7 @@ from tests.pipeline.registry.fake_pod import ADMIN_TOKEN, BASE_DIGEST, WEBHOOK_S
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from tests.conftest import RunningS3
+    from tests.services import RunningS3
 
 GATE_KEY = "gate-key"
 

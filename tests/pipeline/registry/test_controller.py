@@ -23,9 +23,9 @@ from lorafleet_pipeline.registry.pods import PodWatch
 from lorafleet_pipeline.registry.sole_instance import sole_instance
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_serving.client import PodClient
-from tests.conftest import RunningMLflow
 from tests.pipeline.registry.fake_pod import ADMIN_TOKEN, FakePod
 from tests.pipeline.registry.fleet import Fleet, eventually, fleet_of, settings_of
+from tests.services import RunningMLflow
 
 Beside = Callable[..., Controller]
 

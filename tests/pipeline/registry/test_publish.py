@@ -29,9 +29,9 @@ from lorafleet_pipeline.spec import AdapterSpec
 from lorafleet_pipeline.storage import Storage
 from lorafleet_pipeline.training.result import TrainingResult
 from lorafleet_pipeline.training.tracking import experiment_name
-from tests.conftest import RunningMLflow
 from tests.pipeline.registry.fleet import GATE_KEY, settings_of
 from tests.pipeline.registry.prepared_run import prepare_run, save_tiny_adapter, spec_of, tiny_model
+from tests.services import RunningMLflow
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lorafleet_pipeline.stack.component import Component
 from lorafleet_pipeline.stack.database import ServiceDatabase
 from lorafleet_pipeline.stack.mlflow_server import MLflowServer
 from lorafleet_pipeline.stack.ports import free_port
-from tests.conftest import RunningS3
+from tests.services import RunningS3
 
 
 @pytest.fixture

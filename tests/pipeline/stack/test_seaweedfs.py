@@ -13,7 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from lorafleet_pipeline.stack.seaweedfs import BUCKETS, POD_BUCKET, S3Keys, s3_client
-from tests.conftest import RunningS3
+from tests.services import RunningS3
 
 _SECRET = b"weights that nobody may see"
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -15,9 +15,10 @@ from lorafleet_pipeline.stack.ports import free_port
 from lorafleet_pipeline.training import tracking
 from lorafleet_pipeline.training.step import train
 from lorafleet_pipeline.training.tracking import Tracking, experiment_name, log_final_metrics
-from tests.conftest import MLflowFactory, RunningMLflow
+from tests.conftest import MLflowFactory
 from tests.pipeline.training.conftest import SpecFactory
 from tests.pipeline.training.prepared_run import make_run, make_settings
+from tests.services import RunningMLflow
 from tests.waiting import wait_for
 
 

@@ -15,7 +15,7 @@ from lorafleet_contract.aliases import Alias, Stage
 from lorafleet_contract.registry import ModelVersion, RegistryClient, RegistryEndpoint
 from lorafleet_contract.tags import Tag
 from lorafleet_serving.adapters.watcher import DesiredAdapter, RegistryLook, RegistryWatcher
-from tests.conftest import RunningMLflow
+from tests.services import RunningMLflow
 
 BASE = "sha256:" + "b" * 64
 WAIT_S = 30.0
