@@ -47,15 +47,17 @@ def promotion(
 @command.command()
 def serving(
     model: Annotated[str, typer.Option(help="Base model: a folder or a hub id")] = DEFAULT_BASE_MODEL,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds; each measures everything once")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds of decoding; each measures everything once")] = 3,
+    load_seconds: Annotated[float, typer.Option(min=0, help="Length of each closed-loop load; 0 leaves them out")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
 ) -> None:
-    """Decoding with 0, 1, 8 and 25 adapters, beside transformers, PEFT and what the machine allows."""
+    """Decoding with 0, 1, 8 and 25 adapters beside transformers, PEFT and the machine's limits; then users' loads."""
     # As in the pod's engine process; it is read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     folder = resolve_base_model(model)
     notes = Console(stderr=True)
-    results = _benchmark("serving").measure(folder, repeats, notes.print)
+    benchmark = _benchmark("serving")
+    results = benchmark.measure(folder, repeats, benchmark.LoadPlan(seconds=load_seconds), notes.print)
     _show("serving", results, as_json=as_json)
 
 

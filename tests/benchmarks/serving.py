@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +21,36 @@ import torch
 from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.engine.engine import Engine
 from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
+from tests.benchmarks.adapters import MOST_ADAPTERS, PROMPT, RANK, write_adapters
 from tests.benchmarks.limits import Limits
+from tests.benchmarks.load import measure_load
 
 NUM_SEQS = 32
 NUM_TOKENS = 32
-PROMPT = "The quick brown fox jumps over the lazy dog and then"
-RANK = 8
-MOST_ADAPTERS = 25
 
 Report = Callable[[str], None]
 
 
-def measure(model: Path, repeats: int, report: Report) -> dict[str, float]:
-    """Run the benchmark and return its flat map of results, in tokens per second: medians, and `.spread` of each."""
+@dataclass(frozen=True)
+class LoadPlan:
+    """Closed-loop users to measure."""
+
+    users: tuple[int, ...] = (1, 32, 100)
+    seconds: float = 20.0
+    """Of each load; 0 measures none."""
+
+
+def measure(model: Path, repeats: int, load: LoadPlan, report: Report) -> dict[str, float]:
+    """Run the benchmark and return its flat map of results.
+
+    Decoding is in tokens per second, medians, with the `.spread` of each; loads are as `load.Timings` has them.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         report(f"writing {MOST_ADAPTERS} adapters of rank {RANK}")
-        adapters = _write_adapters(model, Path(folder))
+        adapters = write_adapters(model, Path(folder) / "adapters")
         runs: dict[str, list[float]] = {}
         contenders = _contenders(model, adapters, report)
         for repeat in range(repeats):
@@ -46,10 +58,13 @@ def measure(model: Path, repeats: int, report: Report) -> dict[str, float]:
             for name, run in contenders.items():
                 runs.setdefault(name, []).append(run())
             report(f"round {repeat + 1}: " + ", ".join(f"{name} {values[-1]:.0f}" for name, values in runs.items()))
-    results: dict[str, float] = {}
-    for name, values in runs.items():
-        results[name] = statistics.median(values)
-        results[f"{name}.spread"] = (max(values) - min(values)) / results[name]
+        results: dict[str, float] = {}
+        for name, values in runs.items():
+            results[name] = statistics.median(values)
+            results[f"{name}.spread"] = (max(values) - min(values)) / results[name]
+        contenders.clear()  # Their memory and threads are the pod's from here on.
+        if load.seconds > 0:
+            results |= measure_load(model, adapters, load.users, load.seconds, Path(folder), report)
     return results
 
 
@@ -150,20 +165,6 @@ class _TokenClock:
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         self.times.append(time.perf_counter())
         return torch.zeros(input_ids.shape[0], dtype=torch.bool)
-
-
-def _write_adapters(model: Path, folder: Path) -> dict[str, Path]:
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    found = {}
-    for number in range(MOST_ADAPTERS):
-        torch.manual_seed(number)
-        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
-        config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", init_lora_weights=False)
-        found[f"adapter_{number}"] = folder / str(number)
-        get_peft_model(base, config).save_pretrained(found[f"adapter_{number}"])
-    return found
 
 
 def _tokenizer(model: Path) -> Any:

@@ -113,14 +113,14 @@ class PodProcess:
         families = text_string_to_metric_families(self.http.get("/metrics").text)
         return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
-    def wait_serving(self, name: str, version: int) -> None:
+    def wait_serving(self, name: str, version: int, limit_s: float = _LIMIT_S) -> None:
         """Wait until a bare name reaches a version."""
 
         def look() -> bool | None:
             adapter = self.adapter(name)
             return True if adapter is not None and adapter.serving == version else None
 
-        self.wait_for(look, f"{name} to serve version {version}")
+        self.wait_for(look, f"{name} to serve version {version}", limit_s)
 
     def wait_state(self, name: str, version: int, state: ServeState) -> VersionReport:
         """Wait until a version is in a state."""
