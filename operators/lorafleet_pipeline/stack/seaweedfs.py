@@ -82,7 +82,8 @@ class SeaweedFS:
             name="s3",
             # By itself it would write log files into the machine's folder of temporary files.
             command=(_weed(), "-logtostderr=true", "mini", *self._options()),
-            environment=clean_environment({"GOMEMLIMIT": "256MiB"}),
+            # With little room its collector of garbage takes more of the cores than all requests do.
+            environment=clean_environment({"GOMEMLIMIT": "768MiB"}),
             folder=self.folder,
             log=self.log,
             probe=http_probe(f"{self.endpoint}/healthz"),
