@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import select
 import shutil
 import subprocess
 import threading
@@ -104,10 +105,14 @@ class Component:
     def exit_code(self, wait_s: float = 0.0) -> int | None:
         """The exit status once the process has ended, else None."""
         assert self._process is not None, "the component was not started"
-        try:
-            return self._process.wait(wait_s)
-        except subprocess.TimeoutExpired:
-            return None
+        if wait_s > 0 and self._process.poll() is None:
+            # The process's own file wakes the one who waits; `Popen.wait` would look again and again.
+            end = os.pidfd_open(self._process.pid)
+            try:
+                select.select([end], [], [], wait_s)
+            finally:
+                os.close(end)
+        return self._process.poll()
 
     def wait_ready(self) -> bool:
         """Wait until the component answers; False when the wait was cut short.
