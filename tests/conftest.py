@@ -27,17 +27,27 @@ MLflowFactory = Callable[..., RunningMLflow]
 
 
 @pytest.fixture(scope="session")
-def s3_factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Factory]:
-    """Starts further S3 servers: `s3_factory()`."""
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningS3]:
+    """The session's S3, with the buckets mlflow, datasets, datadocs and audit."""
     with ExitStack() as running:
-
-        def start() -> RunningS3:
-            return start_s3(tmp_path_factory.mktemp("s3"), running)
-
-        yield start
+        yield start_s3(tmp_path_factory.mktemp("s3"), running)
 
 
 @pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, s3: RunningS3) -> Iterator[RunningMLflow]:
+    """The session's MLflow server, without our controller."""
+    with ExitStack() as running:
+        yield start_mlflow(tmp_path_factory.mktemp("mlflow"), s3, running)
+
+
+@pytest.fixture(scope="module")
+def s3_factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Factory]:
+    """Starts further S3 servers: `s3_factory()`."""
+    with ExitStack() as running:
+        yield lambda: start_s3(tmp_path_factory.mktemp("s3"), running)
+
+
+@pytest.fixture(scope="module")
 def mlflow_factory(tmp_path_factory: pytest.TempPathFactory, s3: RunningS3) -> Iterator[MLflowFactory]:
     """Starts further MLflow servers: `mlflow_factory(app_name="lorafleet", environment={...}, s3=...)`."""
     with ExitStack() as running:
@@ -48,18 +58,6 @@ def mlflow_factory(tmp_path_factory: pytest.TempPathFactory, s3: RunningS3) -> I
             return start_mlflow(tmp_path_factory.mktemp("mlflow"), on_s3 or s3, running, app_name, environment)
 
         yield start
-
-
-@pytest.fixture(scope="session")
-def s3(s3_factory: S3Factory) -> RunningS3:
-    """The session's S3, with the buckets mlflow, datasets, datadocs and audit."""
-    return s3_factory()
-
-
-@pytest.fixture(scope="session")
-def mlflow_server(mlflow_factory: MLflowFactory) -> RunningMLflow:
-    """The session's MLflow server, without our controller."""
-    return mlflow_factory()
 
 
 @pytest.fixture(scope="session")

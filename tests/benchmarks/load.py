@@ -20,11 +20,10 @@ from pathlib import Path
 
 import httpx
 
-from lorafleet_pipeline.stack.ports import free_port
 from tests.benchmarks.adapters import PROMPT, RANK
 from tests.services import start_mlflow, start_s3
-from tests.serving.pod_process import ADMIN_TOKEN, WEBHOOK_SECRET, PodProcess
-from tests.serving.registered_adapter import GATE_KEY, AdapterSource, RegistryHand
+from tests.serving.pod_process import PodProcess, start_pod
+from tests.serving.registered_adapter import AdapterSource, RegistryHand
 
 NUM_TOKENS = 32
 LONG_PROMPT_TOKENS = 2000
@@ -106,18 +105,8 @@ def _serving(model: Path, adapters: Mapping[str, Path], folder: Path, report: Re
         registry = RegistryHand(mlflow)
         for name, path in adapters.items():
             registry.promote(registry.register(name, AdapterSource(model, path, rank=RANK)))
-        environment = {
-            "LORAFLEET_MLFLOW_URL": mlflow.url,
-            "LORAFLEET_ADMIN_TOKEN": ADMIN_TOKEN,
-            "LORAFLEET_GATE_KEY": GATE_KEY,
-            "LORAFLEET_WEBHOOK_SECRET": WEBHOOK_SECRET,
-            "LORAFLEET_S3_ENDPOINT": s3.endpoint,
-            **s3.pod.environment(),
-        }
-        num_cores = len(os.sched_getaffinity(0))
-        flags = ("--num-threads", str(num_cores), "--max-waiting", "1024")
-        pod = PodProcess(model, folder / "pod", free_port(), {"OMP_NUM_THREADS": str(num_cores), **environment}, *flags)
-        running.callback(pod.stop)
+        num_cores = str(len(os.sched_getaffinity(0)))
+        pod = start_pod(folder / "pod", model, mlflow, running, "--num-threads", num_cores, "--max-waiting", "1024")
         for name in adapters:
             pod.wait_serving(name, 1, limit_s=_LOAD_LIMIT_S)
         yield pod

@@ -75,7 +75,7 @@ def demo_arguments(data: Path, *more: str) -> tuple[str, ...]:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """A stack on which the demo has run."""
     home = tmp_path_factory.mktemp("home")

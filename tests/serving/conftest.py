@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lorafleet_pipeline.stack.ports import free_port
 from tests.services import RunningMLflow
-from tests.serving.pod_process import ADMIN_TOKEN, WEBHOOK_SECRET, PodProcess
-from tests.serving.registered_adapter import GATE_KEY, AdapterSource, RegistryHand
+from tests.serving.pod_process import PodProcess, start_pod
+from tests.serving.registered_adapter import AdapterSource, RegistryHand
 from tests.serving.tiny_model import make_tiny_adapter, make_tiny_model
 
 PodFactory = Callable[..., PodProcess]
@@ -44,7 +43,7 @@ def registry(mlflow_server: RunningMLflow) -> RegistryHand:
     return RegistryHand(mlflow_server)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pod_factory(
     tiny_model: Path, mlflow_server: RunningMLflow, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PodFactory]:
@@ -52,25 +51,19 @@ def pod_factory(
     with ExitStack() as running:
 
         def start(*flags: str, on: RunningMLflow = mlflow_server) -> PodProcess:
-            environment = {
-                "LORAFLEET_MLFLOW_URL": on.url,
-                "LORAFLEET_ADMIN_TOKEN": ADMIN_TOKEN,
-                "LORAFLEET_GATE_KEY": GATE_KEY,
-                "LORAFLEET_WEBHOOK_SECRET": WEBHOOK_SECRET,
-                "LORAFLEET_S3_ENDPOINT": on.s3.endpoint,
-                **on.s3.pod.environment(),
-            }
             folder = tmp_path_factory.mktemp("pod")
-            pod = PodProcess(tiny_model, folder, free_port(), environment, "--poll-interval", "0.25", *flags)
-            running.callback(pod.stop)
-            return pod
+            return start_pod(folder, tiny_model, on, running, "--poll-interval", "0.25", *flags)
 
         yield start
 
 
 @pytest.fixture(scope="session")
-def pod(pod_factory: PodFactory) -> PodProcess:
+def pod(
+    tiny_model: Path, mlflow_server: RunningMLflow, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PodProcess]:
     """A pod that tests share; they use adapter names of their own, and leave it running."""
-    started = pod_factory()
-    started.wait_ready()
-    return started
+    with ExitStack() as running:
+        flags = ("--poll-interval", "0.25")
+        started = start_pod(tmp_path_factory.mktemp("pod"), tiny_model, mlflow_server, running, *flags)
+        started.wait_ready()
+        yield started

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lorafleet_contract.fleet import AdapterReport, VersionReport
 from lorafleet_contract.states import ServeState
+from lorafleet_pipeline.stack.ports import free_port
 from lorafleet_serving.client import PodClient, PodUnreachable
+from tests.services import RunningMLflow
+from tests.serving.registered_adapter import GATE_KEY
 
 ADMIN_TOKEN = "admin-token-of-the-tests"
 WEBHOOK_SECRET = "webhook-secret-of-the-tests"
@@ -130,3 +134,18 @@ class PodProcess:
             return found if found is not None and found.state is state else None
 
         return self.wait_for(look, f"{name}:{version} to be {state}")
+
+
+def start_pod(folder: Path, model: Path, mlflow: RunningMLflow, running: ExitStack, *flags: str) -> PodProcess:
+    """Start a pod on a registry; it ends with `running`. Does not wait."""
+    environment = {
+        "LORAFLEET_MLFLOW_URL": mlflow.url,
+        "LORAFLEET_ADMIN_TOKEN": ADMIN_TOKEN,
+        "LORAFLEET_GATE_KEY": GATE_KEY,
+        "LORAFLEET_WEBHOOK_SECRET": WEBHOOK_SECRET,
+        "LORAFLEET_S3_ENDPOINT": mlflow.s3.endpoint,
+        **mlflow.s3.pod.environment(),
+    }
+    pod = PodProcess(model, folder, free_port(), environment, *flags)
+    running.callback(pod.stop)
+    return pod

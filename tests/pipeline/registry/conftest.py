@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.services import RunningS3
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(s3: RunningS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A registry with the controller as its app plugin, and one pod."""
     home, port, pod = tmp_path_factory.mktemp("fleet"), free_port(), FakePod()
