@@ -6,18 +6,17 @@ starve a service take their own from the factories.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from lorafleet_serving.engine.openmp import wait_briefly
 from tests.services import RunningMLflow, RunningS3, start_mlflow, start_s3
 
 # Servers, training and tests share the cores: a thread that waits for another must not keep it from running.
-# torch reads this when it is first imported, which is later than here.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+wait_briefly()
 
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from rich.table import Table
 from lorafleet_pipeline.base_models import DEFAULT_BASE_MODEL, resolve_base_model
 from lorafleet_pipeline.exceptions import InvalidSetting
 from lorafleet_pipeline.settings import PlatformSettings
+from lorafleet_serving.engine.openmp import wait_briefly
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 _MEASURED_VERSIONS = ("lorafleet", "torch", "transformers", "peft", "mlflow")
@@ -52,8 +52,7 @@ def serving(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
 ) -> None:
     """Decoding with 0, 1, 8 and 25 adapters beside transformers, PEFT and the machine's limits; then users' loads."""
-    # As in the pod's engine process; it is read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_briefly()  # As in the pod's engine process.
     folder = resolve_base_model(model)
     notes = Console(stderr=True)
     benchmark = _benchmark("serving")

@@ -1,0 +1,18 @@
+"""How OpenMP's threads wait for each other.
+
+A step is some hundred parallel regions, microseconds apart: a thread that sleeps between them is woken too late, and
+costs the step half its speed. One that spins until it is needed takes the core from whom it waits for, wherever other
+processes compute too. So they spin for a fraction of a millisecond, and then sleep.
+"""
+
+from __future__ import annotations
+
+import os
+
+_SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
+
+
+def wait_briefly() -> None:
+    """Settle it for this process, where its environment has not; before torch is imported, which reads it then."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
