@@ -52,9 +52,11 @@ def lone_pod(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """A pod without registry and secrets that computes one sequence at a time."""
     flags = ("--max-waiting", "2", "--max-num-seqs", "1")
     started = PodProcess(tiny_model, tmp_path_factory.mktemp("lone"), free_port(), {}, *flags)
-    started.wait_ready()
-    yield started
-    started.stop()
+    try:
+        started.wait_ready()
+        yield started
+    finally:
+        started.stop()
 
 
 def test_without_a_registry_the_base_is_served_and_admin_routes_are_shut(lone_pod: PodProcess) -> None:
