@@ -20,6 +20,7 @@ def command(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 8000,
     cache_dir: Annotated[Path | None, typer.Option(help="Folder of downloaded adapters.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Form of the base's weights: model, int8, int4 or nf4.")] = None,
 ) -> None:
     """Run one serving pod in the foreground, by the registry that LORAFLEET_MLFLOW_URL or a running stack names."""
     home = StackHome.default()
@@ -28,6 +29,8 @@ def command(
     cache = cache_dir or home.folder / f"pod-{port}"
     arguments = ("--host", host, "--port", str(port), "--model", str(folder), "--served-name", model)
     environment = {**read_env_file(home.environment), **os.environ, "LORAFLEET_BASE_MODEL": str(folder)}
+    if weights is not None:
+        environment["LORAFLEET_WEIGHTS"] = weights
     command = (sys.executable, "-m", "lorafleet_serving", *arguments, "--cache-dir", str(cache))
     # The pod takes this process's place, so that signals reach it and its exit status is ours.
     os.execve(sys.executable, command, environment)

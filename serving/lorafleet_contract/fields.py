@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _CHECKS: dict[str, Callable[[object], bool]] = {
     "str": lambda value: isinstance(value, str),
+    "str | None": lambda value: value is None or isinstance(value, str),
     "bool": lambda value: isinstance(value, bool),
     "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),

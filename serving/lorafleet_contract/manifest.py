@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from lorafleet_contract import CONTRACT_VERSION
@@ -22,6 +23,9 @@ GATE_REPORT_FILE = "gate/report.json"
 DATASET_MANIFEST_FILE = "dataset/manifest.json"
 MODEL_CARD_FILE = "MODEL_CARD.md"
 ADAPTER_FOLDER = "adapter"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+MAX_CHAT_TEMPLATE_CHARACTERS = 65_536
+_TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class AdapterManifest:
     prompt: PromptBlock
     metric: str
     owner: str = ""
+    chat_template: str | None = None
+    """The adapter's own chat template, where it was trained with another than the base model's."""
     contract_version: str = CONTRACT_VERSION
 
     @property
@@ -52,11 +58,14 @@ class AdapterManifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as a JSON object."""
-        return {
+        document = {
             **asdict(self),
             "target_modules": list(self.target_modules),
             "prompt": json.loads(json.dumps(self.prompt.to_json())),
         }
+        if self.chat_template is None:  # Manifests from before it was a field keep their digest.
+            del document["chat_template"]
+        return document
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> AdapterManifest:
@@ -77,6 +86,32 @@ class AdapterManifest:
             fields["target_modules"] = tuple(fields["target_modules"])
             manifest = cls(**fields)
             check_field_types(manifest)
+            _check_chat_template(manifest.chat_template)
         except (KeyError, TypeError) as error:
             raise InvalidManifest(f"manifest: {error}") from error
         return manifest
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """The chat template that a folder of tokenizer files carries; None if it carries none.
+
+    Raises:
+        InvalidManifest: it has several, or is too long to be served.
+    """
+    file, config = folder / CHAT_TEMPLATE_FILE, folder / _TOKENIZER_CONFIG_FILE
+    template: object = None
+    if file.is_file():
+        template = file.read_text(encoding="utf-8")
+    elif config.is_file():
+        template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+    if template is not None and not isinstance(template, str):
+        raise InvalidManifest(f"{config} has several chat templates: leave the one that the adapter was trained with")
+    _check_chat_template(template)
+    return template
+
+
+def _check_chat_template(template: str | None) -> None:
+    if template is not None and len(template) > MAX_CHAT_TEMPLATE_CHARACTERS:
+        raise InvalidManifest(
+            f"the chat template has {len(template)} characters, at most {MAX_CHAT_TEMPLATE_CHARACTERS} are served"
+        )

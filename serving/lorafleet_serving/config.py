@@ -65,6 +65,8 @@ class PodConfig:
     """None serves the base model alone."""
     poll_interval_s: float = 2.0
     max_waiting: int = 256
+    api_keys: Path | None = None
+    """File of the keys that callers must show; None asks for none, and all callers are one tenant."""
     smoke_tokens: int = 4
     drain_limit_s: float = 30.0
     refusal_recheck_s: float = 30.0
@@ -73,6 +75,10 @@ class PodConfig:
     """An engine or fetcher process that gives no sign of life for so long is frozen and is replaced."""
     max_body_bytes: int = 4 << 20
     """Longest body of a request that is read."""
+    max_merged_adapters: int = 16
+    """Adapters merged for callers that are held at a time, in the host tier beside those of the registry."""
+    merged_idle_s: float = 600.0
+    """How long a merged adapter is held after the last request for it."""
     admin_token: str | None = field(default=None, repr=False)
     webhook_secret: str | None = field(default=None, repr=False)
 
@@ -89,6 +95,8 @@ class PodConfig:
         _check("refusal_recheck_s", self.refusal_recheck_s, self.refusal_recheck_s > 0, "above 0")
         _check("silence_limit_s", self.silence_limit_s, 2 <= self.silence_limit_s <= 3600, "between 2 and 3600")
         _check("max_body_bytes", self.max_body_bytes, self.max_body_bytes >= 1024, "at least 1024")
+        _check("max_merged_adapters", self.max_merged_adapters, self.max_merged_adapters >= 1, "at least 1")
+        _check("merged_idle_s", self.merged_idle_s, self.merged_idle_s > 0, "above 0")
         if self.registry is not None:
             _check("registry_url", self.registry.url, _is_url(self.registry.url), "an http:// or https:// address")
             if not self.fetcher.gate_key:
@@ -138,12 +146,15 @@ _SETTINGS = (
     _Setting(PodConfig, "pod_id", str, "name of this replica; host name and port unless set"),
     _Setting(PodConfig, "poll_interval_s", float, "seconds between looks at the registry"),
     _Setting(FetcherConfig, "max_rank", int, "highest adapter rank that is served"),
+    _Setting(PodConfig, "api_keys", Path, "file of the keys that callers must show; unset asks for none"),
     _Setting(PodConfig, "max_waiting", int, "requests that may wait before 429 is answered"),
     _Setting(PodConfig, "smoke_tokens", int, "tokens of the smoke test of a new version, at most 8"),
     _Setting(PodConfig, "drain_limit_s", float, "seconds that running requests get after SIGTERM"),
     _Setting(PodConfig, "refusal_recheck_s", float, "seconds between looks at the files of a refused version"),
     _Setting(PodConfig, "silence_limit_s", float, "seconds without a sign of life before a process is replaced"),
     _Setting(PodConfig, "max_body_bytes", int, "longest body of a request"),
+    _Setting(PodConfig, "max_merged_adapters", int, "merged adapters that are held at a time"),
+    _Setting(PodConfig, "merged_idle_s", float, "seconds that a merged adapter is held unused"),
     _Setting(FetcherConfig, "cache_dir", Path, "folder of the disk tier"),
     _Setting(FetcherConfig, "s3_endpoint", str, "address of the S3 service; AWS unless set"),
     _Setting(FetcherConfig, "disk_bytes", int, "byte budget of the disk tier"),
@@ -151,8 +162,13 @@ _SETTINGS = (
     _Setting(FetcherConfig, "fetch_concurrency", int, "downloads at a time"),
     _Setting(EngineConfig, "device", str, "device of the engine: cpu or cuda"),
     _Setting(EngineConfig, "dtype", str, "number format of the base model, or auto"),
+    _Setting(EngineConfig, "weights", str, "form of the base model's weights: model, int8, int4 or nf4"),
     _Setting(EngineConfig, "max_num_seqs", int, "sequences in one batch"),
     _Setting(EngineConfig, "max_batched_tokens", int, "token budget of one step"),
+    _Setting(EngineConfig, "max_step_stretch", float, "times as long a step may last for the prompts in it"),
+    _Setting(EngineConfig, "max_overtakes", int, "later requests admitted before one that finds no room"),
+    _Setting(EngineConfig, "fairness_slack", int, "tokens by which others may be ahead of one that waits"),
+    _Setting(EngineConfig, "priority_head_start", int, "tokens that a level of priority is worth"),
     _Setting(EngineConfig, "block_size", int, "tokens in a KV block"),
     _Setting(EngineConfig, "kv_cache_bytes", int, "size of the KV cache"),
     _Setting(EngineConfig, "max_model_len", int, "longest sequence, prompt and answer together"),

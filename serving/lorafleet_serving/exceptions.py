@@ -8,6 +8,7 @@ ServingError
       + AdapterTooLarge      an adapter is larger than a whole tier
   + NoRoom               a tier is full of other adapters, which may pass
   + GenerationFailed     the engine gave up on a sequence
+  + DeadlineExceeded     a request was not answered within the time that it allows
   + BodyTooLong          a request's body is longer than the pod reads
   + PromptTooLong        a prompt leaves no room for an answer in the model's context
   + UnknownAdapter       a request names an adapter or version that the pod does not know
@@ -17,6 +18,7 @@ ServingError
   + Forbidden            the caller may not do this, or it is switched off
   + QueueFull            too many requests wait already
   + PodUnavailable       the pod cannot answer now: draining, starting, or its engine is down
+      + AnswerLost           the engine died while it answered
   + FetchFailed          an adapter could not be downloaded, for a reason that may pass
 """
 
@@ -63,6 +65,10 @@ class GenerationFailed(ServingError):
     """Raised when the engine gives up on a sequence, in an offline batch as in the pod."""
 
 
+class DeadlineExceeded(ServingError):
+    """Raised when a request was not answered within the time that it allows."""
+
+
 class BodyTooLong(ServingError):
     """Raised when a request's body is longer than the pod reads."""
 
@@ -92,11 +98,19 @@ class Forbidden(ServingError):
 
 
 class QueueFull(ServingError):
-    """Raised when as many requests wait as the pod lets wait."""
+    """Raised when as many requests wait as the pod lets wait; says when to come back."""
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class PodUnavailable(ServingError):
     """Raised when the pod cannot answer now: it drains, starts, or its engine is down."""
+
+
+class AnswerLost(PodUnavailable):
+    """Raised when the engine dies in the middle of an answer; asking again is safe."""
 
 
 class FetchFailed(ServingError):

@@ -19,16 +19,21 @@ from lorafleet_contract.exceptions import InvalidName
 from lorafleet_contract.names import AddressedAdapter, NamedAdapter, parse_reference
 from lorafleet_contract.registry import RegistryClient
 from lorafleet_serving.adapters.artifacts import Artifacts
-from lorafleet_serving.adapters.catalog import Catalog, CatalogVersion
+from lorafleet_serving.adapters.catalog import Catalog, CatalogVersion, ServedAdapter
 from lorafleet_serving.adapters.disk import lock_folder
 from lorafleet_serving.adapters.handle import FetcherHandle
+from lorafleet_serving.adapters.merged import MergedAdapters
 from lorafleet_serving.adapters.rollout import Rollout
 from lorafleet_serving.adapters.smoke import SmokeTest
 from lorafleet_serving.adapters.trial import Trial
 from lorafleet_serving.adapters.watcher import RegistryLook, RegistryWatcher
+from lorafleet_serving.api_keys import ApiKeys
+from lorafleet_serving.caller import Caller
 from lorafleet_serving.config import PodConfig
 from lorafleet_serving.engine.handle import EngineHandle
-from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
+from lorafleet_serving.engine.messages import EngineReady
+from lorafleet_serving.engine.request import ANONYMOUS, GenerationRequest, Pooling, SamplingParams
+from lorafleet_serving.engine.waiting_limits import WaitingLimits
 from lorafleet_serving.exceptions import (
     AdapterNotReady,
     Forbidden,
@@ -49,17 +54,26 @@ class Pod:
 
     def __init__(self, config: PodConfig, *, on_failure: Callable[[str], None]) -> None:
         self.config = config
+        self.api_keys = None if config.api_keys is None else ApiKeys.read(config.api_keys)
+        tenants = [ANONYMOUS] if self.api_keys is None else [key.tenant for key in self.api_keys]
         self.base_digest = ""
         self.catalog = Catalog()
         self.engine = EngineHandle(
             config.engine,
-            max_waiting=config.max_waiting,
+            limits=WaitingLimits(config.max_waiting, tenants),
             silence_limit_s=config.silence_limit_s,
             on_ready=self._note_progress,
             on_down=self._engine_down,
             on_failure=on_failure,
         )
         self.fetcher = FetcherHandle(config.fetcher, silence_limit_s=config.silence_limit_s)
+        self.merged = MergedAdapters(
+            self.fetcher,
+            self.engine,
+            self.catalog,
+            max_adapters=config.max_merged_adapters,
+            idle_limit_s=config.merged_idle_s,
+        )
         self.registry_error: str | None = None
         self.synced_at: float | None = None
         self.is_draining = False
@@ -89,9 +103,18 @@ class Pod:
         Raises:
             PodUnavailable: the engine has never been ready.
         """
+        return self.facts.max_model_len
+
+    @property
+    def facts(self) -> EngineReady:
+        """What the engine said of itself when it became ready.
+
+        Raises:
+            PodUnavailable: it has never been ready.
+        """
         if self.engine.facts is None:
             raise PodUnavailable("the engine is starting: try again in a few seconds")
-        return self.engine.facts.max_model_len
+        return self.engine.facts
 
     @property
     def is_caught_up(self) -> bool:
@@ -147,12 +170,12 @@ class Pod:
         if self._watcher is not None:
             self._watcher.nudge(name)
 
-    def resolve(self, text: str, *, is_admin: bool) -> CatalogVersion | None:
+    def resolve(self, text: str, *, names_versions: bool) -> CatalogVersion | None:
         """What a request's `model` or `adapter_id` reaches now; None is the base model.
 
         Raises:
             UnknownAdapter, AdapterWithdrawn, AdapterNotReady: it cannot be served.
-            Forbidden: only an administrator may name adapters so.
+            Forbidden: the caller may not name adapters so.
             PodUnavailable: the pod is not ready.
         """
         if self.is_draining:
@@ -165,8 +188,11 @@ class Pod:
             raise UnknownAdapter(str(error)) from error
         if isinstance(reference, AddressedAdapter):
             raise Forbidden(f"{reference} is an address: register the adapter and ask it by name")
-        if reference.version is not None and not is_admin:
-            raise Forbidden(f"{reference} names a version: that needs the admin token, ask {reference.name!r} instead")
+        if reference.version is not None and not names_versions:
+            raise Forbidden(
+                f"{reference} names a version: that needs the admin token, or a key with the scope 'versions', "
+                f"ask {reference.name!r} instead"
+            )
         return self._resolve_named(reference)
 
     def begin(
@@ -174,9 +200,11 @@ class Pod:
         token_ids: tuple[int, ...],
         sampling: SamplingParams,
         stop: tuple[str, ...],
-        version: CatalogVersion | None,
+        version: ServedAdapter | None,
+        pooling: Pooling | None,
+        caller: Caller,
     ) -> Generation:
-        """Start to generate. The answer must be closed.
+        """Start to generate, or with `pooling` to make a vector. The answer must be closed.
 
         Raises:
             PodUnavailable: the engine is down.
@@ -186,7 +214,16 @@ class Pod:
         if digest is not None and digest not in self.engine.loaded:
             # It was when the version was found; the engine died since.
             raise PodUnavailable("the engine has started again and loads its adapters: try again in a few seconds")
-        request = GenerationRequest(uuid.uuid4().hex, token_ids, sampling, digest)
+        request = GenerationRequest(
+            uuid.uuid4().hex,
+            token_ids,
+            sampling,
+            digest,
+            pooling=pooling,
+            tenant=caller.tenant,
+            priority=caller.priority,
+            deadline=caller.deadline,
+        )
         with contextlib.ExitStack() as resources:
             if digest is not None:
                 resources.enter_context(self.catalog.lease(digest))
@@ -203,6 +240,7 @@ class Pod:
             Artifacts(client, self.fetcher, self.base_digest),
             self.engine,
             Trial(self.engine, SmokeTest(self.engine, tokenizer, self.config.smoke_tokens)),
+            self.merged,
             self.config.refusal_recheck_s,
         )
         to_loop = partial(post, asyncio.get_running_loop())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lorafleet_serving.chat_template import ChatMessage, ChatTemplate, Tool
 from lorafleet_serving.exceptions import InvalidRequest, PromptTooLong, UnsupportedModel
-
-ChatMessage = Mapping[str, str]
 
 
 class TextToken(NamedTuple):
@@ -44,25 +43,38 @@ class PodTokenizer:
         """Tokens of a text."""
         return tuple(self._text.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def encode_rendered(self, text: str, *, chat: bool) -> tuple[int, ...]:
+    def encode_rendered(self, text: str, *, chat: bool, template: str | None = None) -> tuple[int, ...]:
         """Tokens of a rendered prompt template; with `chat` it is the user's turn of the chat template."""
-        return self.encode_chat([{"role": "user", "content": text}]) if chat else self.encode(text)
+        if not chat:
+            return self.encode(text)
+        return self.encode_chat([{"role": "user", "content": text}], template=template)
 
-    def encode_chat(self, messages: Sequence[ChatMessage], max_tokens: int | None = None) -> tuple[int, ...]:
+    def chat_template(self, template: str | None = None, *, with_tools: bool = False) -> ChatTemplate:
+        """An adapter's own chat template, or the base model's: the one for tools where it has several.
+
+        Raises:
+            InvalidRequest: the base model has none.
+        """
+        if template is None and self._chat.chat_template is None:
+            raise InvalidRequest("the base model has no chat template: use /v1/completions", field="messages")
+        tools: list[Tool] | None = [{}] if with_tools else None
+        return ChatTemplate(self._chat, self._chat.get_chat_template(template, tools), is_trusted=template is None)
+
+    def encode_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        max_tokens: int | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        template: str | None = None,
+    ) -> tuple[int, ...]:
         """Tokens of a conversation, up to where the assistant's answer starts.
 
         Raises:
             InvalidRequest: the base model has no chat template, or it refuses these messages.
             PromptTooLong: they must have more than `max_tokens` tokens.
         """
-        from jinja2 import TemplateError
-
-        if self._chat.chat_template is None:
-            raise InvalidRequest("the base model has no chat template: use /v1/completions", field="messages")
-        try:
-            text: str = self._chat.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except (TemplateError, ValueError, TypeError) as error:
-            raise InvalidRequest(f"the chat template refuses the messages: {error}", field="messages") from error
+        text = self.chat_template(template, with_tools=bool(tools)).render(messages, tools)
         if max_tokens is not None:
             self.check_text(text, max_tokens)
         # The template writes its own special tokens.
@@ -79,6 +91,10 @@ class PodTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, without special ones."""
         return str(self._text.decode(list(token_ids), skip_special_tokens=True))
+
+    def to_json(self) -> str:
+        """The tokenizer as the text of a tokenizer.json."""
+        return str(self._text.to_str())
 
     def is_special(self, token_id: int) -> bool:
         """Whether a token stands for no text."""

@@ -15,6 +15,7 @@ from lorafleet_serving.engine.request import GenerationRequest
 from lorafleet_serving.engine.scheduler import Chunk
 from lorafleet_serving.engine.sequence import Sequence
 from lorafleet_serving.kernels.operators import Kernels
+from lorafleet_serving.kernels.weight_format import WeightFormat
 from lorafleet_serving.models.registry import load_model
 
 CPU = torch.device("cpu")
@@ -33,8 +34,9 @@ class Forward:
         adapters: Mapping[str, Path] | None = None,
         kernels: Kernels | None = None,
         dtype: torch.dtype = torch.float32,
+        weights: WeightFormat = WeightFormat.MODEL,
     ) -> None:
-        model = load_model(folder, dtype, CPU, kernels)
+        model = load_model(folder, dtype, CPU, kernels, weights)
         config = EngineConfig(folder, block_size=BLOCK_SIZE, kv_cache_bytes=64 << 20)
         cache = KvCache(model.kv_shape, config, dtype, CPU)
         self._runner = ModelRunner(model, cache, CPU)

@@ -51,7 +51,7 @@ def write_adapter(base: Path, folder: Path, seed: int = 0, /, **options: object)
 
     torch.manual_seed(seed)
     settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False}
-    with _quiet_peft():
+    with quiet_peft():
         model = AutoModelForCausalLM.from_pretrained(base)
         adapted = get_peft_model(model, LoraConfig(**(settings | options)))
         for name, parameter in adapted.named_parameters():
@@ -69,7 +69,7 @@ def peft_answers(
 
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if adapter is not None:
-        with _quiet_peft():
+        with quiet_peft():
             model = PeftModel.from_pretrained(model, adapter)
     model.eval()
     # Prompts of one length need no padding, which would change what is computed.
@@ -88,7 +88,8 @@ def peft_answers(
 
 
 @contextmanager
-def _quiet_peft() -> Iterator[None]:
+def quiet_peft() -> Iterator[None]:
+    """Without the warnings that PEFT gives for what is as it should be."""
     with warnings.catch_warnings():
         # PEFT reads a property that transformers has since renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)

@@ -42,6 +42,7 @@ class AdapterSource:
     model: Path
     folder: Path
     prompt: PromptBlock = PROMPT
+    chat_template: str | None = None
     rank: int = 4
     base_digest: str | None = None
     """Of another base than `model`, where set."""
@@ -154,6 +155,7 @@ def _manifest(name: str, digest: str, source: AdapterSource) -> AdapterManifest:
         spec_digest="sha256:" + "1" * 64,
         prompt=source.prompt,
         metric="exact_match",
+        chat_template=source.chat_template,
     )
 
 

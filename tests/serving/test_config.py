@@ -52,6 +52,7 @@ def test_secrets_come_from_variables_and_do_not_print(model: Path) -> None:
         (["--port", "many"], {}, "--port or LORAFLEET_PORT"),
         (["--port", "70000"], {}, "LORAFLEET_PORT"),
         (["--dtype", "int3"], {}, "int3"),
+        (["--weights", "int3"], {}, "model, int8, int4, nf4"),
         (["--silence-limit", "1"], {}, "between 2 and 3600"),
         (["--max-body-bytes", "1"], {}, "at least 1024"),
         (["--step-limit", "0"], {}, "between 2 and 86400"),

@@ -16,7 +16,7 @@ _CHAT_TEMPLATE = (
 _MAX_POSITIONS = 256
 
 
-def make_tiny_model(folder: Path, seed: int = 0) -> Path:
+def make_tiny_model(folder: Path, seed: int = 0, max_positions: int = _MAX_POSITIONS) -> Path:
     """Write a model that answers with ASCII text and never ends by itself."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -29,7 +29,7 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=_MAX_POSITIONS,
+        max_position_embeddings=max_positions,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.eos_token_id,
         initializer_range=0.2,

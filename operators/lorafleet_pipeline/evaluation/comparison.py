@@ -17,7 +17,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from lorafleet_contract.digest import WEIGHTS_FILE
-from lorafleet_contract.manifest import AdapterManifest
+from lorafleet_contract.manifest import AdapterManifest, read_chat_template
 from lorafleet_contract.signature import sign
 from lorafleet_pipeline.base_models import resolve_base_model
 from lorafleet_pipeline.datasets.dataset import Dataset, Example
@@ -163,7 +163,7 @@ class Comparison:
     def _report(
         self, verdict: Verdict, scores: Scores | None, champion: Champion, dataset: Dataset
     ) -> EvaluationReport:
-        manifest = build_manifest(self._spec, self._training, dataset)
+        manifest = build_manifest(self._spec, self._training, dataset, self._run.adapter_folder)
         write_json(self._run.manifest, manifest.to_json())
         return EvaluationReport(
             adapter=self._spec.name,
@@ -192,7 +192,7 @@ class Comparison:
         logger.info("gate %s %s", report.status.value, report.reason)
 
 
-def build_manifest(spec: AdapterSpec, training: TrainingResult, dataset: Dataset) -> AdapterManifest:
+def build_manifest(spec: AdapterSpec, training: TrainingResult, dataset: Dataset, folder: Path) -> AdapterManifest:
     """The manifest of the version that this adapter will become."""
     return AdapterManifest(
         name=spec.name,
@@ -209,6 +209,7 @@ def build_manifest(spec: AdapterSpec, training: TrainingResult, dataset: Dataset
         prompt=spec.prompt_block(dataset.prompt_examples()),
         metric=spec.evaluation.metric.value,
         owner=spec.owner,
+        chat_template=read_chat_template(folder),
     )
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from lorafleet_contract.aliases import Alias
 from lorafleet_contract.manifest import AdapterManifest
@@ -21,6 +22,30 @@ from lorafleet_serving.exceptions import AdapterNotReady, AdapterWithdrawn, Forb
 
 _BARE_NAME_ALIASES = (Alias.CHAMPION, Alias.LIVE)
 """What a bare name reaches: the first of these that is ready."""
+
+
+class ServedAdapter(Protocol):
+    """What answers a request, where it is not the base model."""
+
+    @property
+    def name(self) -> str:
+        """Name under which it is counted."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """Name in answers."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Identity in the engine."""
+        ...
+
+    @property
+    def manifest(self) -> AdapterManifest | None:
+        """Its prompt template and what else came with it; None if it has none."""
+        ...
 
 
 @dataclass
@@ -44,9 +69,14 @@ class CatalogVersion:
         return self.registered.digest
 
     @property
+    def name(self) -> str:
+        """Name of the adapter."""
+        return self.registered.name
+
+    @property
     def label(self) -> str:
         """The version in answers: `name:version`."""
-        return f"{self.registered.name}:{self.registered.version}"
+        return f"{self.name}:{self.registered.version}"
 
     @property
     def servable(self) -> bool:

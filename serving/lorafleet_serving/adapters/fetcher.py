@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorafleet_contract.digest import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE
+from lorafleet_contract.digest import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE, adapter_digest
 from lorafleet_contract.manifest import ADAPTER_FOLDER, GATE_REPORT_FILE, MANIFEST_FILE
 from lorafleet_serving.adapters.disk import DiskTier
+from lorafleet_serving.adapters.merge_recipe import MergeRecipe
 from lorafleet_serving.adapters.messages import (
     DiskChanged,
     Fetched,
@@ -21,6 +22,8 @@ from lorafleet_serving.adapters.messages import (
     FetchResult,
     FetchUnchanged,
     KeepAdapters,
+    Merged,
+    MergeOrder,
     NotFetched,
 )
 from lorafleet_serving.adapters.source import S3Source, StoredObject, stamp
@@ -60,6 +63,36 @@ class Fetcher:
             _logger.exception("fetching %s:%d failed", order.name, order.version)
             result = NotFetched(order.order_id, FetchFailed(f"the fetcher failed: {error!r}"))
         self._post(result)
+
+    def merge(self, order: MergeOrder) -> None:
+        """Merge adapters to the end, or post why not."""
+        try:
+            self._post(Merged(order.order_id, str(self._merged_folder(order.recipe))))
+        except (AdapterRefusal, FetchFailed, NoRoom) as error:
+            self._post(NotFetched(order.order_id, error))
+        except Exception as error:
+            _logger.exception("merging %s failed", order.recipe)
+            self._post(NotFetched(order.order_id, FetchFailed(f"the fetcher failed: {error!r}")))
+
+    def _merged_folder(self, recipe: MergeRecipe) -> Path:
+        # Torch takes a second to load and much memory: only a pod that merges pays for it.
+        import torch
+
+        from lorafleet_serving.adapters.merge import merge_adapters
+
+        torch.set_num_threads(1)  # The cores belong to the engine.
+        folders = [self._disk.find(member.digest) for member in recipe.members]
+        present = [folder for folder in folders if folder is not None]
+        if len(present) < len(folders):
+            raise FetchFailed("an adapter to be merged has left the disk tier: try again in a few seconds")
+        # Merged tensors are fp32, whatever the members' are.
+        num_bytes = 2 * sum((folder / WEIGHTS_FILE).stat().st_size for folder in present) + _DOCUMENT_LIMIT
+        with self._disk.staging(num_bytes) as staged:
+            merge_adapters(present, recipe, staged)
+            digest = adapter_digest(staged)
+            folder = self._disk.find(digest) or self._disk.admit(staged, digest)
+        self._post(DiskChanged(self._disk.digests()))
+        return folder
 
     def _fetch(self, order: FetchOrder) -> FetchResult:
         mark = ""

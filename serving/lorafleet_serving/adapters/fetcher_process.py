@@ -15,6 +15,7 @@ from lorafleet_serving.adapters.messages import (
     FetcherEvent,
     FetchOrder,
     KeepAdapters,
+    MergeOrder,
     StopFetcher,
 )
 from lorafleet_serving.config import FetcherConfig
@@ -33,6 +34,8 @@ def fetcher_main(pipe: Connection, config: FetcherConfig) -> None:
 
     fetcher = Fetcher(config, post)
     workers = ThreadPoolExecutor(config.fetch_concurrency, thread_name_prefix="fetch")
+    # One, and apart: however many merges callers ask for, promotions do not queue behind them.
+    merger = ThreadPoolExecutor(1, thread_name_prefix="merge")
     while True:
         try:
             command: FetcherCommand = pipe.recv()
@@ -41,6 +44,8 @@ def fetcher_main(pipe: Connection, config: FetcherConfig) -> None:
         match command:
             case FetchOrder():
                 workers.submit(fetcher.execute, command)
+            case MergeOrder():
+                merger.submit(fetcher.merge, command)
             case KeepAdapters():
                 fetcher.keep(command)
             case StopFetcher():

@@ -7,6 +7,7 @@ import itertools
 from dataclasses import dataclass, replace
 
 from lorafleet_serving.adapters.fetcher_process import fetcher_main
+from lorafleet_serving.adapters.merge_recipe import MergeRecipe
 from lorafleet_serving.adapters.messages import (
     DiskChanged,
     Fetched,
@@ -15,7 +16,10 @@ from lorafleet_serving.adapters.messages import (
     FetchOrder,
     FetchUnchanged,
     KeepAdapters,
+    Merged,
+    MergeOrder,
     NotFetched,
+    Order,
     StopFetcher,
 )
 from lorafleet_serving.child import ChildProcess
@@ -28,8 +32,8 @@ _MAX_CRASHES = 3
 
 @dataclass
 class _Pending:
-    order: FetchOrder
-    future: asyncio.Future[Fetched | None]
+    order: Order
+    future: asyncio.Future[Fetched | Merged | None]
     num_crashes: int = 0
 
 
@@ -68,15 +72,31 @@ class FetcherHandle:
             FetchFailed: it could not be fetched now.
             NoRoom: the disk tier has no room for it now.
         """
-        numbered = replace(order, order_id=next(self._order_ids))
-        future: asyncio.Future[Fetched | None] = asyncio.get_running_loop().create_future()
-        self._pending[numbered.order_id] = _Pending(numbered, future)
+        found = await self._order(replace(order, order_id=next(self._order_ids)))
+        assert found is None or isinstance(found, Fetched), "a fetch was answered with something else"
+        return found
+
+    async def merge(self, recipe: MergeRecipe) -> str:
+        """Have adapters of the disk tier merged; returns the folder of the result.
+
+        Raises:
+            AdapterRefusal: these adapters cannot be merged.
+            FetchFailed: they could not be merged now.
+            NoRoom: the disk tier has no room for the result now.
+        """
+        found = await self._order(MergeOrder(next(self._order_ids), recipe))
+        assert isinstance(found, Merged), "a merge was answered with something else"
+        return found.folder
+
+    async def _order(self, order: Order) -> Fetched | Merged | None:
+        future: asyncio.Future[Fetched | Merged | None] = asyncio.get_running_loop().create_future()
+        self._pending[order.order_id] = _Pending(order, future)
         if self.is_ready:
-            self._child.send(numbered)
+            self._child.send(order)
         try:
             return await future
         finally:
-            self._pending.pop(numbered.order_id, None)
+            self._pending.pop(order.order_id, None)
 
     def keep(self, digests: frozenset[str]) -> None:
         """Set the digests that the disk tier must not evict."""
@@ -95,14 +115,14 @@ class FetcherHandle:
                     self._child.send(pending.order)
             case DiskChanged(digests):
                 self.on_disk = digests
-            case Fetched(order_id):
+            case Fetched(order_id) | Merged(order_id):
                 self._resolve(order_id, event)
             case FetchUnchanged(order_id):
                 self._resolve(order_id, None)
             case NotFetched(order_id, error):
                 self._resolve(order_id, error)
 
-    def _resolve(self, order_id: int, result: Fetched | Exception | None) -> None:
+    def _resolve(self, order_id: int, result: Fetched | Merged | Exception | None) -> None:
         pending = self._pending.pop(order_id, None)
         if pending is None or pending.future.done():
             return  # Nobody waits any more.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lorafleet_serving.adapters.merge_recipe import MergeRecipe
 from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, NoRoom
 
 
@@ -26,6 +27,14 @@ class FetchOrder:
 
 
 @dataclass(frozen=True)
+class MergeOrder:
+    """Merge adapters of the disk tier into one more."""
+
+    order_id: int
+    recipe: MergeRecipe
+
+
+@dataclass(frozen=True)
 class KeepAdapters:
     """The digests that must not be evicted from the disk tier."""
 
@@ -37,7 +46,8 @@ class StopFetcher:
     """Exit."""
 
 
-FetcherCommand = FetchOrder | KeepAdapters | StopFetcher
+Order = FetchOrder | MergeOrder
+FetcherCommand = Order | KeepAdapters | StopFetcher
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,14 @@ class Fetched:
 
 
 @dataclass(frozen=True)
+class Merged:
+    """A merged adapter stands on disk."""
+
+    order_id: int
+    folder: str
+
+
+@dataclass(frozen=True)
 class FetchUnchanged:
     """The artifacts are still those that were refused."""
 
@@ -67,7 +85,7 @@ class FetchUnchanged:
 
 @dataclass(frozen=True)
 class NotFetched:
-    """A version must not be served as it is, or could not be fetched for a reason that may pass."""
+    """What was ordered must not be served as it is, or could not be had for a reason that may pass."""
 
     order_id: int
     error: AdapterRefusal | FetchFailed | NoRoom
@@ -81,4 +99,4 @@ class DiskChanged:
 
 
 FetchResult = Fetched | FetchUnchanged | NotFetched
-FetcherEvent = FetcherReady | DiskChanged | FetchResult
+FetcherEvent = FetcherReady | DiskChanged | FetchResult | Merged

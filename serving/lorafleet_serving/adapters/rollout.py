@@ -15,6 +15,7 @@ from lorafleet_contract.manifest import AdapterManifest
 from lorafleet_contract.states import ServeState
 from lorafleet_serving.adapters.artifacts import Artifacts
 from lorafleet_serving.adapters.catalog import Catalog, CatalogAdapter, CatalogVersion
+from lorafleet_serving.adapters.merged import MergedAdapters
 from lorafleet_serving.adapters.trial import Trial
 from lorafleet_serving.adapters.watcher import DesiredAdapter, RegisteredVersion, RegistryLook
 from lorafleet_serving.engine.handle import EngineHandle
@@ -35,12 +36,14 @@ class Rollout:
         artifacts: Artifacts,
         engine: EngineHandle,
         trial: Trial,
+        merged: MergedAdapters,
         refusal_recheck_s: float,
     ) -> None:
         self._catalog = catalog
         self._artifacts = artifacts
         self._engine = engine
         self._trial = trial
+        self._merged = merged
         self._refusal_recheck_s = refusal_recheck_s
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
         catalog.on_idle = self._drop_if_unused
@@ -65,6 +68,7 @@ class Rollout:
             for version in adapters[look.name].versions.values():
                 version.changed.set()
         self._artifacts.keep(frozenset(version.digest for version in self._catalog.versions()))
+        self._merged.expire()
         # A load that was given up half-way still ends in the engine.
         for digest in self._engine.loaded - self._held_digests():
             self._drop_if_unused(digest)
@@ -136,7 +140,7 @@ class Rollout:
     def _held_digests(self) -> frozenset[str]:
         """Digests that stay in the engine; a refused version does not keep its own there."""
         wanted = (version.digest for version in self._catalog.versions() if version.state is not ServeState.REFUSED)
-        return frozenset(wanted) | {self._trial.digest or ""}
+        return frozenset(wanted) | {self._trial.digest or ""} | self._merged.digests
 
     def _move_name(self, adapter: CatalogAdapter) -> None:
         before = adapter.serving
@@ -166,6 +170,8 @@ class Rollout:
                 self._note(version, ServeState.REFUSED, str(error), lacks_room=isinstance(error, AdapterTooLarge))
                 self._drop_if_unused(version.digest)
             except (FetchFailed, NoRoom) as error:
+                if isinstance(error, NoRoom) and self._merged.make_room():
+                    continue
                 pause_s = _retry_pause_s(num_failures)
                 num_failures += 1
                 if version.state is not ServeState.REFUSED:

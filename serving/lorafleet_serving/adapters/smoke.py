@@ -8,7 +8,7 @@ from contextlib import closing
 from lorafleet_contract.exceptions import InvalidTemplate
 from lorafleet_contract.prompt import PromptBlock
 from lorafleet_serving.engine.handle import EngineHandle
-from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
+from lorafleet_serving.engine.request import PRIORITIES, GenerationRequest, SamplingParams
 from lorafleet_serving.exceptions import AdapterRefusal, InvalidRequest
 from lorafleet_serving.tokenizer import PodTokenizer
 
@@ -50,6 +50,7 @@ class SmokeTest:
             prompt_token_ids=token_ids[-_MAX_PROMPT_LEN:],
             sampling=SamplingParams(max_new_tokens=self._num_tokens, ignore_eos=True),
             adapter=digest,
+            priority=PRIORITIES[-1],  # A promotion does not wait for a full batch to end.
         )
         with closing(self._engine.submit(request, limited=False)) as stream:
             async for _ in stream:

@@ -7,11 +7,15 @@ from fastapi import FastAPI
 from lorafleet_serving.api.admin import AdminRoutes
 from lorafleet_serving.api.answer import Asker
 from lorafleet_serving.api.body_limit import BodyLimit
+from lorafleet_serving.api.callers import KeyGuard
+from lorafleet_serving.api.embeddings import EmbeddingRoutes
 from lorafleet_serving.api.errors import install_handlers
 from lorafleet_serving.api.health import HealthRoutes
 from lorafleet_serving.api.lorax import LoraxRoutes
 from lorafleet_serving.api.metrics import PodMetrics
 from lorafleet_serving.api.openai import OpenAIRoutes
+from lorafleet_serving.api.openai_models import ModelRoutes
+from lorafleet_serving.api.openapi import install_document
 from lorafleet_serving.pod import Pod
 from lorafleet_serving.version import VERSION
 
@@ -23,8 +27,12 @@ def create_app(pod: Pod) -> FastAPI:
     asker = Asker(pod, metrics)
     install_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=pod.config.max_body_bytes)
+    app.add_middleware(KeyGuard, callers=asker.callers)
     app.include_router(OpenAIRoutes(asker).router)
+    app.include_router(ModelRoutes(asker).router)
+    app.include_router(EmbeddingRoutes(asker).router)
     app.include_router(LoraxRoutes(asker).router)
     app.include_router(AdminRoutes(asker).router)
     app.include_router(HealthRoutes(pod, metrics).router)
+    install_document(app)
     return app

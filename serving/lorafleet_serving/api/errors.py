@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,7 +17,9 @@ from lorafleet_contract.exceptions import InvalidTemplate
 from lorafleet_serving.exceptions import (
     AdapterNotReady,
     AdapterWithdrawn,
+    AnswerLost,
     BodyTooLong,
+    DeadlineExceeded,
     Forbidden,
     GenerationFailed,
     InvalidRequest,
@@ -30,7 +33,12 @@ from lorafleet_serving.exceptions import (
 
 _logger = logging.getLogger(__name__)
 
-LORAX_PATHS = frozenset({"/", "/generate", "/generate_stream", "/tokenize", "/info"})
+LORAX_PATHS = frozenset(
+    {
+        "/", "/invocations", "/generate", "/generate_stream", "/embed", "/classify", "/classify_batch", "/tokenize",
+        "/info",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class _Answer:
     lorax_kind: str
     """`error_type` of LoRAX: its client raises by it, or by the status where it does not know it."""
     retry_after_s: int | None = None
+    may_repeat: bool = True
+    """Whether OpenAI's library, which repeats a request after any 5xx, may do so here."""
 
 
 _ANSWERS: dict[type[Exception], _Answer] = {
@@ -58,8 +68,13 @@ _ANSWERS: dict[type[Exception], _Answer] = {
     QueueFull: _Answer(429, "rate_limit_error", "overloaded", retry_after_s=1),
     GenerationFailed: _Answer(500, "server_error", "generation"),
     PodUnavailable: _Answer(503, "unavailable_error", "unavailable", retry_after_s=2),
+    AnswerLost: _Answer(503, "unavailable_error", "incomplete_generation", retry_after_s=2),
+    # The caller has set the time: asking again in the same way is for it to decide, not for its library.
+    DeadlineExceeded: _Answer(504, "timeout_error", "timeout", may_repeat=False),
     NoRoom: _Answer(507, "insufficient_storage_error", "no_room", retry_after_s=30),
 }
+RETRY_STATUSES = frozenset(answer.status for answer in _ANSWERS.values() if answer.retry_after_s is not None)
+"""Statuses that come with `Retry-After`."""
 _OWN_FAULT = _Answer(500, "server_error", "generation")
 
 
@@ -79,9 +94,21 @@ def envelope(error: Exception, *, lorax: bool) -> dict[str, Any]:
     return _envelope(message, answer, _parameter(error), lorax=lorax)
 
 
+def statuses(kinds: Iterable[type[Exception]]) -> dict[int, str]:
+    """The statuses of kinds of errors, each with when it is answered."""
+    told: dict[int, list[str]] = {}
+    for kind in kinds:
+        summary = inspect.cleandoc(kind.__doc__ or "").partition("\n")[0]
+        told.setdefault(_ANSWERS[kind].status, []).append(summary.replace("Raised when", "When", 1))
+    return {status: " ".join(lines) for status, lines in sorted(told.items())}
+
+
 def error_response(path: str, error: Exception) -> JSONResponse:
     """The answer to an error that this module knows, on a path of either dialect."""
-    return _response(path, str(error), _ANSWERS[type(error)], _parameter(error))
+    answer = _ANSWERS[type(error)]
+    if isinstance(error, QueueFull):
+        answer = replace(answer, retry_after_s=error.retry_after_s)
+    return _response(path, str(error), answer, _parameter(error))
 
 
 def _answer_known(request: Request, error: Exception) -> JSONResponse:
@@ -119,6 +146,8 @@ def _response(
     headers = dict(extra or {})
     if answer.retry_after_s is not None:
         headers["Retry-After"] = str(answer.retry_after_s)
+    if not answer.may_repeat:
+        headers["X-Should-Retry"] = "false"
     if answer.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body, answer.status, headers)

@@ -20,9 +20,9 @@ class HealthRoutes:
         self._pod = pod
         self._metrics = metrics
         self.router = APIRouter(tags=["health"])
-        for path in ("/", "/health"):
+        for path in ("/", "/health", "/ping"):
             self.router.add_api_route(path, self.health, methods=["GET"], response_model=None)
-        for path in ("/ready", "/v2/health/ready"):
+        for path in ("/ready", "/startup", "/v2/health/ready"):
             self.router.add_api_route(path, self.ready, methods=["GET"], response_model=None)
         self.router.add_api_route("/v2/health/live", self.live, methods=["GET"])
         self.router.add_api_route("/version", self.version, methods=["GET"])

@@ -1,25 +1,31 @@
-"""The LoRAX dialect: generate, generate_stream, info, tokenize.
+"""The LoRAX dialect: generate, generate_stream, embed, classify, info, tokenize.
 
 A stop string ends the answer and is no part of it, in this dialect too.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from lorafleet_serving.api.answer import Answer, Asker, Question, off_loop
-from lorafleet_serving.api.lorax_schemas import GenerateParameters, GenerateRequest, TokenizeRequest
+from lorafleet_serving.api.answer import Answer, Asker, Question, WholeAnswer, off_loop, together
+from lorafleet_serving.api.lorax_details import DetailsWriter, likeliest
+from lorafleet_serving.api.lorax_headers import model_headers, timing_headers
+from lorafleet_serving.api.lorax_question import QuestionReader
+from lorafleet_serving.api.lorax_schemas import (
+    ClassifyRequest,
+    EmbedRequest,
+    GenerateParameters,
+    GenerateRequest,
+    TokenizeRequest,
+)
+from lorafleet_serving.api.schemas import MAX_ANSWERS, MAX_STOP_STRINGS
 from lorafleet_serving.api.sse import CLIENT_GONE, EventStream, event, unless_disconnected
-from lorafleet_serving.engine.request import FinishReason, SamplingParams
 from lorafleet_serving.exceptions import InvalidRequest
-from lorafleet_serving.generation import Piece
 from lorafleet_serving.version import VERSION
-
-_DEFAULT_NEW_TOKENS = 20
 
 Json = dict[str, Any]
 
@@ -31,11 +37,19 @@ class LoraxRoutes:
         self._asker = asker
         self._pod = asker.pod
         self.router = APIRouter(tags=["LoRAX"])
-        self.router.add_api_route("/", self.compatible, methods=["POST"], response_model=None)
-        self.router.add_api_route("/generate", self.generate, methods=["POST"], response_model=None)
-        self.router.add_api_route("/generate_stream", self.generate_stream, methods=["POST"], response_model=None)
+        routes: dict[str, Callable[..., Any]] = {
+            "/": self.compatible,
+            "/invocations": self.compatible,
+            "/generate": self.generate,
+            "/generate_stream": self.generate_stream,
+            "/embed": self.embed,
+            "/classify": self.classify,
+            "/classify_batch": self.classify,
+            "/tokenize": self.tokenize,
+        }
+        for path, route in routes.items():
+            self.router.add_api_route(path, route, methods=["POST"], response_model=None)
         self.router.add_api_route("/info", self.info, methods=["GET"])
-        self.router.add_api_route("/tokenize", self.tokenize, methods=["POST"], response_model=None)
 
     async def compatible(self, body: GenerateRequest, request: Request) -> Response:
         """What the LoRAX client calls: a stream or a list of one answer, by the body's `stream`."""
@@ -49,27 +63,56 @@ class LoraxRoutes:
 
     async def generate_stream(self, body: GenerateRequest, request: Request) -> Response:
         """Generate and answer token by token."""
-        parameters = body.parameters or GenerateParameters()
-        answer = await self._asker.ask(self._question(body, request, with_logprobs=True))
-        events = self._events(answer, body.inputs if parameters.return_full_text else "", parameters.seed)
-        return EventStream(events, answer.headers, answer.close, lorax=True)
+        (question,) = self._reader(request).generate(body, with_logprobs=True, streams=True)
+        answer = await self._asker.ask(question)
+        events = self._events(answer, question, _prefix(body))
+        return EventStream(events, self._headers(body, question, answer), answer.close, lorax=True)
+
+    async def embed(self, body: EmbedRequest, request: Request) -> Response:
+        """The vector of a text: the model's hidden state behind its last norm, not brought to length one."""
+        question = self._reader(request).embed(body)
+        answer = await self._asker.ask(question)
+        try:
+            whole = await unless_disconnected(request, answer.whole())
+        finally:
+            answer.close()
+        if whole is None:
+            return Response(status_code=CLIENT_GONE)
+        vector = whole.pieces[-1].output.vector
+        assert vector is not None, "a request for a vector ended without one"
+        headers = self._headers(body, question, answer) | timing_headers(answer, 0, len(body.inputs))
+        return JSONResponse({"embeddings": vector.tolist()}, headers=headers)
+
+    async def classify(self, body: ClassifyRequest) -> Response:
+        """Refused: that is for models which were trained to classify tokens."""
+        raise InvalidRequest(
+            "classify is not served: the base model writes text, and this needs one that labels tokens", field="inputs"
+        )
 
     async def info(self) -> Json:
         """What is served, and within which limits."""
-        config = self._pod.config
-        limit = self._pod.max_model_len
+        config, limit, facts = self._pod.config, self._pod.max_model_len, self._pod.facts
         return {
             "model_id": config.base_id,
             "model_sha": self._pod.base_digest,
             "model_dtype": config.engine.dtype.value,
-            "model_device_type": config.engine.device,
+            "model_device_type": config.engine.device.partition(":")[0],
             "model_pipeline_tag": "text-generation",
             "max_concurrent_requests": config.engine.max_num_seqs + config.max_waiting,
-            "max_best_of": 1,
+            "max_best_of": MAX_ANSWERS,
+            "max_stop_sequences": MAX_STOP_STRINGS,
             "max_input_length": limit - 1,
             "max_total_tokens": limit,
-            "max_batch_total_tokens": config.engine.max_batched_tokens,
+            "max_batch_total_tokens": facts.num_kv_blocks * facts.block_size,
+            # Prompts join the running batch at every step.
+            "waiting_served_ratio": 0.0,
+            "max_waiting_tokens": 0,
+            "eager_prefill": True,
+            "validation_workers": 1,
             "version": VERSION,
+            "sha": None,
+            "docker_label": None,
+            "request_logger_url": None,
         }
 
     async def tokenize(self, body: TokenizeRequest) -> Response:
@@ -81,93 +124,58 @@ class LoraxRoutes:
 
     async def _generate(self, body: GenerateRequest, request: Request, *, as_list: bool) -> Response:
         parameters = body.parameters or GenerateParameters()
-        answer = await self._asker.ask(self._question(body, request, with_logprobs=bool(parameters.details)))
+        with_details = bool(parameters.details or parameters.decoder_input_details)
+        with_logprobs = with_details or (parameters.best_of or 1) > 1
+        questions = self._reader(request).generate(body, with_logprobs=with_logprobs)
+        answers: list[Answer] = []
         try:
-            whole = await unless_disconnected(request, answer.whole())
+            for question in questions:
+                answers.append(await self._asker.ask(question))
+            whole = await unless_disconnected(request, together(answer.whole() for answer in answers))
         finally:
-            answer.close()
+            for answer in answers:
+                answer.close()
         if whole is None:
             return Response(status_code=CLIENT_GONE)
-        prefix = body.inputs if parameters.return_full_text else ""
-        result: Json = {"generated_text": prefix + whole.text}
-        if parameters.details:
-            details = _details(answer, whole.finish_reason, parameters.seed)
-            tokens = [self._token(piece) for piece in whole.pieces]
-            result["details"] = {**details, "skipped_tokens": 0, "prefill": [], "tokens": tokens}
-        return JSONResponse([result] if as_list else result, headers=answer.headers)
+        best = likeliest(whole)
+        result: Json = {"generated_text": _prefix(body) + whole[best].text}
+        if with_details:
+            result["details"] = self._details(questions, answers[0].prompt, whole, best)
+        headers = self._headers(body, questions[best], answers[best])
+        headers |= timing_headers(answers[best], len(whole[best].pieces), len(body.inputs))
+        return JSONResponse([result] if as_list else result, headers=headers)
 
-    async def _events(self, answer: Answer, prefix: str, seed: int | None) -> AsyncIterator[str]:
-        text = prefix
+    def _details(self, questions: list[Question], prompt: tuple[int, ...], whole: list[WholeAnswer], best: int) -> Json:
+        writer = DetailsWriter(self._pod.tokenizer)
+        prefill = writer.prefill(prompt, whole[0].pieces[0].output.prompt)
+        details = [
+            {"generated_text": answer.text, **writer.whole(answer, prompt, question.sampling, prefill)}
+            for answer, question in zip(whole, questions, strict=True)
+        ]
+        chosen = details.pop(best)
+        del chosen["generated_text"]
+        return chosen | ({"best_of_sequences": details} if details else {})
+
+    async def _events(self, answer: Answer, question: Question, prefix: str) -> AsyncIterator[str]:
+        writer = DetailsWriter(self._pod.tokenizer)
+        text, num_tokens = prefix, 0
         async for piece in answer.pieces():
             text += piece.text
-            body: Json = {"token": self._token(piece), "generated_text": None, "details": None}
+            num_tokens += 1
+            body: Json = {"token": writer.token(piece), "generated_text": None, "details": None}
             if piece.finish_reason is not None:
                 body["generated_text"] = text
-                body["details"] = _details(answer, piece.finish_reason, seed)
+                body["details"] = writer.ending(piece.finish_reason, answer.num_prompt, num_tokens, question.sampling)
             yield event(body)
 
-    def _question(self, body: GenerateRequest, request: Request, *, with_logprobs: bool) -> Question:
-        parameters = body.parameters or GenerateParameters()
-        if not body.inputs and parameters.variables is None:
-            raise InvalidRequest("inputs is empty: send a prompt, or parameters.variables", field="inputs")
-        alternatives = parameters.return_k_alternatives
-        return Question(
-            model=parameters.adapter_id or "",
-            is_admin=self._asker.is_admin(request),
-            sampling=_sampling(parameters, alternatives if alternatives is not None else 0 if with_logprobs else None),
-            max_tokens=parameters.max_new_tokens,
-            max_tokens_field="max_new_tokens",
-            default_max_tokens=_DEFAULT_NEW_TOKENS,
-            stop=None if parameters.stop is None else tuple(item for item in parameters.stop if item),
-            text=body.inputs if parameters.variables is None else None,
-            variables=parameters.variables,
-            truncate=parameters.truncate,
-        )
+    def _reader(self, request: Request) -> QuestionReader:
+        return QuestionReader(self._pod, self._asker.caller(request))
 
-    def _token(self, piece: Piece) -> Json:
-        output = piece.output
-        # The end token is no part of the engine's answer, but this dialect shows one.
-        token_id = output.token_id if output.token_id is not None else self._pod.tokenizer.eos_token_id
-        token: Json = {
-            "id": token_id,
-            "text": piece.token_text,
-            "logprob": output.logprob if output.logprob is not None else 0.0,
-            "special": output.token_id is None or self._pod.tokenizer.is_special(output.token_id),
-            "skipped": False,
-        }
-        if output.alternatives:
-            token["alternative_tokens"] = [
-                {"id": item.token_id, "text": self._pod.tokenizer.decode([item.token_id]), "logprob": item.logprob}
-                for item in output.alternatives
-            ]
-        return token
+    def _headers(self, body: GenerateRequest | EmbedRequest, question: Question, answer: Answer) -> dict[str, str]:
+        adapter_id = question.model if question.merged is None else question.merged.label
+        return model_headers(self._pod, answer, len(body.inputs), adapter_id)
 
 
-def _sampling(parameters: GenerateParameters, num_logprobs: int | None) -> SamplingParams:
-    """Any setting that only makes sense with sampling turns it on, as in LoRAX."""
-    temperature = parameters.temperature
-    filters = (parameters.top_k, parameters.top_p, parameters.typical_p)
-    warps = temperature not in (None, 1.0) or any(value is not None for value in filters)
-    samples = parameters.do_sample or warps
-    return SamplingParams(
-        temperature=(1.0 if temperature is None else temperature) if samples else 0.0,
-        top_k=parameters.top_k,
-        top_p=parameters.top_p,
-        typical_p=parameters.typical_p,
-        repetition_penalty=1.0 if parameters.repetition_penalty is None else parameters.repetition_penalty,
-        frequency_penalty=parameters.frequency_penalty or 0.0,
-        presence_penalty=parameters.presence_penalty or 0.0,
-        seed=parameters.seed,
-        ignore_eos=bool(parameters.ignore_eos_token),
-        num_logprobs=num_logprobs,
-    )
-
-
-def _details(answer: Answer, reason: FinishReason, seed: int | None) -> Json:
-    names = {FinishReason.EOS: "eos_token", FinishReason.LENGTH: "length"}
-    return {
-        "finish_reason": names.get(reason, "stop_sequence"),
-        "prompt_tokens": answer.num_prompt,
-        "generated_tokens": answer.num_tokens,
-        "seed": seed,
-    }
+def _prefix(body: GenerateRequest) -> str:
+    """What stands before the generated text."""
+    return body.inputs if body.parameters is not None and body.parameters.return_full_text else ""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lorafleet_serving.engine.request import FinishReason
@@ -95,9 +95,22 @@ class _PodGauges(Collector):
         used = 1 - stats.num_free_blocks / stats.num_kv_blocks if stats is not None and stats.num_kv_blocks else 0.0
         yield self._gauge("vllm:num_requests_running", "Requests in the running batch", running)
         yield self._gauge("vllm:num_requests_waiting", "Requests that wait for the batch", waiting)
+        in_flight = self._pod.engine.num_in_flight
+        yield self._gauge(
+            "lorafleet_requests_in_flight", "Requests that have not ended, as the front sees it", in_flight
+        )
         yield self._gauge("vllm:kv_cache_usage_perc", "Used share of the KV cache, 0 to 1", used)
+        yield self._preemptions(stats.num_preemptions if stats is not None else 0)
         yield self._gauge("vllm:gpu_cache_usage_perc", "The same under its older name", used)
+        merged = len(self._pod.merged.digests & self._pod.engine.loaded)
+        yield self._gauge("lorafleet_merged_adapters", "Merged adapters that the engine holds", merged)
         yield self._adapters_on_device(frozenset(stats.device_adapters if stats is not None else ()))
+
+    def _preemptions(self, number: int) -> Metric:
+        # Of the engine process that runs: a counter that starts again with it, as Prometheus expects of a restart.
+        family = CounterMetricFamily("vllm:num_preemptions", "Sequences preempted by the scheduler", labels=_COMMON)
+        family.add_metric((self._pod.config.base_id, _ENGINE), number)
+        return family
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, text, labels=_COMMON)

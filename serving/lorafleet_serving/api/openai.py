@@ -1,33 +1,48 @@
-"""The OpenAI dialect: completions, chat completions, models."""
+"""The OpenAI dialect: completions and chat completions."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from lorafleet_serving.api.answer import Answer, Asker, Question, WholeAnswer
-from lorafleet_serving.api.openai_choices import ChatChoices, Choices, TextChoices
-from lorafleet_serving.api.openai_chunks import ChatChunks, Chunks, Json, TextChunks, head, usage
+from lorafleet_serving.api.answer import Answer, Asker, Question, WholeAnswer, together
+from lorafleet_serving.api.chat_messages import template_messages
+from lorafleet_serving.api.chat_schemas import ChatRequest
+from lorafleet_serving.api.openai_choices import ChatChoice, ChoiceWriter, EchoedPrompt, Form, TextChoice
+from lorafleet_serving.api.openai_chunks import Chunks, head
+from lorafleet_serving.api.openai_constraint import constraint_of
 from lorafleet_serving.api.openai_sampling import nth_sampling, sampling_of
-from lorafleet_serving.api.schemas import (
-    MAX_PROMPTS,
-    ChatRequest,
-    CompletionRequest,
-    Prompt,
-    SamplingFields,
-)
+from lorafleet_serving.api.openai_tools import ToolUse, tool_use
+from lorafleet_serving.api.openai_usage import usage
+from lorafleet_serving.api.schemas import MAX_PROMPTS, CompletionRequest, Prompt, SamplingFields
 from lorafleet_serving.api.sse import CLIENT_GONE, EventStream, unless_disconnected
+from lorafleet_serving.caller import Caller
 from lorafleet_serving.exceptions import InvalidRequest
 
 _DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of the legacy route."""
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What a request asks, and how its answers are written."""
+
+    questions: Sequence[Question]
+    """`num_made` for each prompt, side by side."""
+    num_made: int
+    num_given: int
+    """Answers to each prompt that are given: the likeliest of those that are made."""
+    writer: type[TextChoice] | type[ChatChoice]
+    form: Form
+    echoes: bool = False
+
+
 class OpenAIRoutes:
-    """Routes under `/v1`."""
+    """Routes under `/v1` that generate."""
 
     def __init__(self, asker: Asker) -> None:
         self._asker = asker
@@ -35,117 +50,128 @@ class OpenAIRoutes:
         self.router = APIRouter(tags=["OpenAI"])
         self.router.add_api_route("/v1/completions", self.complete, methods=["POST"], response_model=None)
         self.router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"], response_model=None)
-        self.router.add_api_route("/v1/models", self.models, methods=["GET"])
 
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Continue a prompt, or fill an adapter's template with `variables`."""
         _require_one("prompt", body.prompt, body.variables)
-        prompts = [None] if body.prompt is None else _split_prompts(body.prompt)
-        if body.stream and len(prompts) > 1:
-            raise InvalidRequest(f"prompt holds {len(prompts)} prompts: a stream takes one", field="prompt")
-        is_admin = self._asker.is_admin(request)
-        sampling = sampling_of(body)
-        questions = [
-            Question(
-                model=body.model,
-                is_admin=is_admin,
-                sampling=nth_sampling(sampling, number),
-                max_tokens=body.max_tokens,
-                max_tokens_field="max_tokens",
-                default_max_tokens=_DEFAULT_COMPLETION_TOKENS,
-                stop=body.stop_strings,
-                text=prompt if isinstance(prompt, str) else None,
-                token_ids=prompt if isinstance(prompt, tuple) else None,
-                variables=body.variables,
-            )
-            for prompt in prompts
-            for number in range(_num_answers(body))
-        ]
-        if body.stream:
-            return await self._stream(questions[0], body, TextChunks)
-        return await self._answer(request, questions, body, TextChoices(self._pod.tokenizer.decode))
+        num_given, num_made = body.n or 1, _num_made(body)
+        sampling = replace(sampling_of(body), constraint=constraint_of(body))
+        if num_made > num_given and sampling.num_logprobs is None:
+            sampling = replace(sampling, num_logprobs=0)  # By which the likeliest are found.
+        if body.echo:
+            sampling = replace(sampling, num_prompt_logprobs=body.logprobs)
+        first = Question(
+            model=body.model,
+            caller=self._asker.caller(request),
+            sampling=sampling,
+            max_tokens=body.max_tokens,
+            max_tokens_field="max_tokens",
+            default_max_tokens=_DEFAULT_COMPLETION_TOKENS,
+            stop=body.stop_strings,
+            variables=body.variables,
+        )
+        prompts = (
+            [first] if body.prompt is None else [_with_prompt(first, item) for item in _split_prompts(body.prompt)]
+        )
+        form = Form(self._pod.tokenizer.decode, body.logprobs is not None)
+        questions = [item for prompt in prompts for item in _several(prompt, num_made)]
+        plan = _Plan(questions, num_made, num_given, TextChoice, form, echoes=bool(body.echo))
+        return await self._respond(request, plan, body)
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
-        """Answer a conversation through the base model's chat template, or `variables` through the adapter's."""
+        """Answer a conversation through the model's chat template, or `variables` through the adapter's."""
         _require_one("messages", body.messages, body.variables)
-        messages = None
-        if body.messages is not None:
-            messages = [{"role": message.role, "content": message.text} for message in body.messages]
+        caller = self._asker.caller(request)
+        tools = self._tool_use(body, caller)
+        constraint = constraint_of(body)
+        if tools is not None:
+            constraint = tools.constraint(constraint)
         field = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-        sampling, is_admin = sampling_of(body), self._asker.is_admin(request)
-        questions = [
-            Question(
-                model=body.model,
-                is_admin=is_admin,
-                sampling=nth_sampling(sampling, number),
-                max_tokens=getattr(body, field),
-                max_tokens_field=field,
-                stop=body.stop_strings,
-                messages=messages,
-                variables=body.variables,
-            )
-            for number in range(_num_answers(body))
-        ]
-        if body.stream:
-            return await self._stream(questions[0], body, ChatChunks)
-        return await self._answer(request, questions, body, ChatChoices(self._pod.tokenizer.decode))
+        question = Question(
+            model=body.model,
+            caller=caller,
+            sampling=replace(sampling_of(body), constraint=constraint),
+            max_tokens=getattr(body, field),
+            max_tokens_field=field,
+            stop=body.stop_strings,
+            messages=None if body.messages is None else template_messages(body.messages),
+            tools=None if tools is None else [tool.model_dump(exclude_none=True) for tool in tools.tools],
+            variables=body.variables,
+        )
+        count = body.n or 1
+        form = Form(self._pod.tokenizer.decode, bool(body.logprobs), tools)
+        return await self._respond(request, _Plan(_several(question, count), count, count, ChatChoice, form), body)
 
-    async def models(self) -> Json:
-        """The base model, and every adapter that can be asked for by its bare name."""
-        config = self._pod.config
-        base = _model(config.base_id, root=str(config.engine.model), parent=None)
-        base |= {"digest": self._pod.base_digest, "state": "ready" if self._pod.engine.is_ready else "loading"}
-        base |= {"max_model_len": self._pod.engine.facts.max_model_len if self._pod.engine.facts else None}
-        data = [base]
-        for name, adapter in sorted(self._pod.catalog.adapters.items()):
-            version = adapter.versions.get(adapter.serving or 0)
-            if version is not None and version.state is not None:
-                entry = _model(name, root=version.address or version.registered.source, parent=config.base_id)
-                facts = {"version": adapter.serving, "digest": version.digest, "state": version.state.value}
-                data.append(entry | facts)
-        return {"object": "list", "data": data}
+    def _tool_use(self, body: ChatRequest, caller: Caller) -> ToolUse | None:
+        if not body.tools:
+            return tool_use(body, tagged=True)
+        if body.messages is None:
+            raise InvalidRequest("tools go with messages, not with variables", field="tools")
+        return tool_use(body, tagged=self._asker.chat_template(body.model, caller=caller).tags_calls)
 
-    async def _answer(
-        self, request: Request, questions: Sequence[Question], body: SamplingFields, choices: Choices
-    ) -> Response:
-        answers: list[Answer] = []
-        try:
-            for question in questions:
+    async def _respond(self, request: Request, plan: _Plan, body: SamplingFields) -> Response:
+        with ExitStack() as running:
+            answers: list[Answer] = []
+            for question in plan.questions:
                 answers.append(await self._asker.ask(question))
-            whole = await unless_disconnected(request, _gather(answers))
-        finally:
-            for answer in answers:
-                answer.close()
-        if whole is None:
-            return Response(status_code=CLIENT_GONE)
-        result = head(choices.prefix, choices.kind, answers[0].model)
-        result["choices"] = [choices.write(index, item) for index, item in enumerate(whole)]
-        # A prompt is counted once, however many answers it gets.
-        num_prompt = sum(item.num_prompt for item in answers[:: _num_answers(body)])
-        result["usage"] = usage(num_prompt, sum(item.num_tokens for item in whole))
-        return JSONResponse(result, headers=answers[0].headers)
+                running.callback(answers[-1].close)
+            if body.stream:
+                writers = [self._writer(plan, place, place, answer) for place, answer in enumerate(answers)]
+                with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+                chunks = Chunks(answers, writers, answers_per_prompt=plan.num_made, with_usage=with_usage)
+                return EventStream(chunks.events(), answers[0].headers, running.pop_all().close, lorax=False)
+            whole = await unless_disconnected(request, together(answer.whole() for answer in answers))
+            if whole is None:
+                return Response(status_code=CLIENT_GONE)
+            result = head(plan.writer.prefix, plan.writer.kind, answers[0].model)
+            result["choices"] = [
+                self._writer(plan, place, index, answers[index]).whole(whole[index].pieces)
+                for place, index in enumerate(_given(plan, whole))
+            ]
+            result["usage"] = usage(answers, plan.num_made)
+            return JSONResponse(result, headers=answers[0].headers)
 
-    async def _stream(self, question: Question, body: SamplingFields, chunks: type[Chunks]) -> Response:
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
-        answer = await self._asker.ask(question)
-        decode = self._pod.tokenizer.decode
-        logprobs = None if question.sampling.num_logprobs is None else chunks.logprobs(decode)
-        events = chunks(answer, with_usage=with_usage, logprobs=logprobs).events()
-        return EventStream(events, answer.headers, answer.close, lorax=False)
+    def _writer(self, plan: _Plan, place: int, index: int, answer: Answer) -> ChoiceWriter:
+        if not plan.echoes:
+            return plan.writer(place, plan.form)
+        text = plan.questions[index].text
+        if text is None:
+            text = self._pod.tokenizer.decode(answer.prompt)
+        return plan.writer(place, plan.form, EchoedPrompt(text, answer.prompt))
 
 
-async def _gather(answers: Sequence[Answer]) -> list[WholeAnswer]:
-    running = [asyncio.ensure_future(answer.whole()) for answer in answers]
-    try:
-        return list(await asyncio.gather(*running))
-    finally:
-        for task in running:  # After an error the others would wait for tokens that never come.
-            task.cancel()
+def _given(plan: _Plan, whole: Sequence[WholeAnswer]) -> list[int]:
+    """Places of the answers that are given: of those to one prompt the likeliest, by the mean of their tokens."""
+    places: list[int] = []
+    for start in range(0, len(whole), plan.num_made):
+        made = list(range(start, start + plan.num_made))
+        if plan.num_given < plan.num_made:
+            made = sorted(made, key=lambda place: -whole[place].mean_logprob)[: plan.num_given]
+        places += made
+    return places
 
 
 def _require_one(field: str, value: object, variables: object) -> None:
     if (value is None) == (variables is None):
         raise InvalidRequest(f"send either {field} or variables, exactly one of them", field=field)
+
+
+def _num_made(body: CompletionRequest) -> int:
+    num_given, num_made = body.n or 1, body.best_of or body.n or 1
+    if num_made < num_given:
+        raise InvalidRequest(f"best_of is {num_made}, below n {num_given}: raise it", field="best_of")
+    if num_made > num_given and body.stream:
+        raise InvalidRequest(f"best_of is {num_made} and n {num_given}: a stream cannot choose", field="best_of")
+    return num_made
+
+
+def _several(question: Question, count: int) -> list[Question]:
+    """One question for each answer."""
+    return [replace(question, sampling=nth_sampling(question.sampling, number)) for number in range(count)]
+
+
+def _with_prompt(question: Question, prompt: str | tuple[int, ...]) -> Question:
+    return replace(question, text=prompt) if isinstance(prompt, str) else replace(question, token_ids=prompt)
 
 
 def _split_prompts(prompt: Prompt) -> list[str | tuple[int, ...]]:
@@ -161,14 +187,3 @@ def _split_prompts(prompt: Prompt) -> list[str | tuple[int, ...]]:
         else:
             found.append(item if isinstance(item, str) else tuple(item))
     return [*found, tuple(numbers)] if numbers else found
-
-
-def _num_answers(body: SamplingFields) -> int:
-    count = body.n or 1
-    if body.stream and count > 1:
-        raise InvalidRequest(f"n is {count}: a stream takes one answer", field="n")
-    return count
-
-
-def _model(model_id: str, *, root: str, parent: str | None) -> Json:
-    return {"id": model_id, "object": "model", "created": 0, "owned_by": "lorafleet", "root": root, "parent": parent}

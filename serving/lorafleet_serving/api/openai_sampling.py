@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from lorafleet_serving.api.schemas import ChatRequest, CompletionRequest, SamplingFields
+from lorafleet_serving.api.chat_schemas import ChatRequest
+from lorafleet_serving.api.schemas import CompletionRequest, SamplingFields
 from lorafleet_serving.engine.request import SamplingParams
 from lorafleet_serving.exceptions import InvalidRequest
 
-_MAX_BIASES = 300
 _SEEDS = 2**64
 
 
@@ -32,8 +32,9 @@ def sampling_of(body: SamplingFields) -> SamplingParams:
         frequency_penalty=body.frequency_penalty or 0.0,
         presence_penalty=body.presence_penalty or 0.0,
         logit_bias=_biases(body.logit_bias or {}),
-        seed=body.seed,
-        ignore_eos=body.ignore_eos,
+        seed=None if body.seed is None else body.seed % _SEEDS,
+        ignore_eos=bool(body.ignore_eos),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
         num_logprobs=_num_logprobs(body),
     )
 
@@ -55,11 +56,4 @@ def _num_logprobs(body: SamplingFields) -> int | None:
 
 
 def _biases(given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
-    if len(given) > _MAX_BIASES:
-        raise InvalidRequest(
-            f"logit_bias names {len(given)} tokens, at most {_MAX_BIASES} are read", field="logit_bias"
-        )
-    try:
-        return tuple((int(token_id), bias) for token_id, bias in given.items())
-    except ValueError as error:
-        raise InvalidRequest(f"logit_bias has a key that is no token id: {error}", field="logit_bias") from error
+    return tuple((int(token_id), bias) for token_id, bias in given.items())

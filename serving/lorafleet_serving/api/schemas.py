@@ -1,14 +1,24 @@
-"""Request bodies of the OpenAI dialect. Unknown fields are refused, so that nothing is ignored in silence."""
+"""Request bodies of the OpenAI dialect, without the parts of a conversation.
+
+Unknown fields are refused, so that nothing is ignored in silence. What a client sends by itself and what changes no
+answer is accepted, and its description says so.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictInt, model_validator
+from pydantic.config import JsonDict
 
 MAX_PROMPTS = 64
 MAX_ANSWERS = 16
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 500
+MAX_BIASES = 300
+MAX_LOGPROBS = 20
 _MAX_FIELDS = 100
+_NOT_USED = "Accepted and not used"
 
 
 class _FirstErrorOnly(FailFast):
@@ -18,52 +28,150 @@ class _FirstErrorOnly(FailFast):
         return hash(type(self))
 
 
-Tokens = Annotated[list[StrictInt], _FirstErrorOnly()]
-Strings = Annotated[list[str], _FirstErrorOnly()]
-Prompt = str | Tokens | Strings | Annotated[list[Tokens], _FirstErrorOnly()]
+FirstErrorOnly = _FirstErrorOnly()
+TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
+TokenId = Annotated[StrictInt, Field(ge=0)]
+Tokens = Annotated[list[TokenId], FirstErrorOnly, Field(min_length=1)]
+Strings = Annotated[list[str], FirstErrorOnly]
+Text = Annotated[str, Field(min_length=1)]
+Prompt = (
+    Text
+    | Tokens
+    | Annotated[list[Text], FirstErrorOnly, Field(min_length=1)]
+    | Annotated[list[Tokens], FirstErrorOnly, Field(min_length=1)]
+)
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+StopStrings = Annotated[list[StopString], FirstErrorOnly, Field(max_length=MAX_STOP_STRINGS)]
 
 
 class RequestBody(BaseModel):
-    """Base of all request bodies."""
+    """Base of all request bodies. Values are taken as they come: no text becomes a number, no number a truth."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _few_fields(cls, data: Any) -> Any:
-        if isinstance(data, dict) and len(data) > _MAX_FIELDS:
+        if not isinstance(data, dict):
+            return data
+        if len(data) > _MAX_FIELDS:
             raise ValueError(f"{len(data)} fields are more than any request has, at most {_MAX_FIELDS} are read")
-        return data
+        return {name: _whole(value) for name, value in data.items()}
+
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 2.0 is as good an integer as 2."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return [_whole(item) for item in value] if isinstance(value, list) else value
+
+
+def exactly_one(*names: str) -> JsonDict:
+    """For the document: that a body has one of these fields, and not null."""
+    return {
+        "oneOf": [
+            {
+                "required": [name],
+                "properties": {
+                    other: {"not": {"type": "null"}} if other == name else {"type": "null"} for other in names
+                },
+            }
+            for name in names
+        ]
+    }
 
 
 class StreamOptions(RequestBody):
     """Options of a streamed answer."""
 
-    include_usage: bool = False
+    include_usage: bool | None = Field(None, description="One more chunk at the end, with the counts of tokens")
+    include_obfuscation: Literal[False] | None = None
 
 
-class SamplingFields(RequestBody):
-    """What both OpenAI routes share. Their ranges are those of `SamplingParams`."""
+class NamedSchema(RequestBody):
+    """A JSON schema with its name."""
+
+    name: str = Field(min_length=1, max_length=64)
+    description: str | None = Field(None, description=_NOT_USED)
+    json_schema: dict[str, Any] | None = Field(None, alias="schema", description="Any object unless set")
+    strict: bool | None = Field(None, description="Accepted; answers always fit the schema")
+
+
+class TextFormat(RequestBody):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(RequestBody):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(RequestBody):
+    """JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+AnswerFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class StructuredOutputs(RequestBody):
+    """What the whole answer must fit, as vLLM writes it: exactly one of these."""
+
+    model_config = ConfigDict(json_schema_extra=exactly_one("json", "regex", "choice", "grammar", "json_object"))
+
+    json_schema: str | dict[str, Any] | None = Field(None, alias="json", description="A JSON schema")
+    regex: str | None = None
+    choice: Annotated[list[Text], FirstErrorOnly, Field(min_length=1)] | None = None
+    grammar: str | None = Field(None, description="In Lark or GBNF")
+    json_object: Literal[True] | None = Field(None, description="Any JSON object")
+
+
+class ConstraintFields(RequestBody):
+    """What binds the whole answer: at most one of these."""
+
+    response_format: AnswerFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = Field(None, description="A JSON schema")
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[Text], FirstErrorOnly, Field(min_length=1)] | None = None
+    guided_grammar: str | None = Field(None, description="In Lark or GBNF")
+
+
+class SamplingFields(ConstraintFields):
+    """What both OpenAI routes share."""
 
     model: str = Field("", description="`name`, `name@alias`, `name:version` (admin), or the base model")
     variables: dict[str, Any] | None = Field(None, description="Values for the adapter's own prompt template")
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    temperature: float | None = Field(None, description="0, greedy, unless set: adapters are evaluated greedily")
-    top_p: float | None = None
-    top_k: int | None = Field(None, description="0 and -1 switch it off")
-    min_p: float | None = None
-    typical_p: float | None = None
-    repetition_penalty: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = Field(None, description="Token ids, and what is added to their logits")
-    min_tokens: int | None = Field(None, description="Tokens before which the answer does not end")
-    seed: int | None = None
-    ignore_eos: bool = False
-    stop: str | Strings | None = None
-    user: str | None = Field(None, description="Accepted and not used")
-    n: int | None = Field(None, ge=1, le=MAX_ANSWERS, description="Answers to each prompt; with a stream, one")
+    temperature: float | None = Field(None, ge=0, description="0, greedy, unless set: adapters are evaluated greedily")
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, description="0 and -1 switch it off")
+    min_p: float | None = Field(None, ge=0, le=1)
+    typical_p: float | None = Field(None, gt=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=MAX_BIASES, description="Token ids, and what is added to their logits"
+    )
+    min_tokens: int | None = Field(None, ge=0, description="Tokens before which the answer does not end")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    ignore_eos: bool | None = Field(None, description="Go on after the end token; a bound answer ends where it must")
+    stop: StopString | StopStrings | None = None
+    stop_token_ids: Annotated[list[TokenId], FirstErrorOnly, Field(max_length=MAX_BIASES)] | None = None
+    n: int | None = Field(None, ge=1, le=MAX_ANSWERS, description="Answers to each prompt")
+    user: str | None = Field(None, description=_NOT_USED)
+    metadata: dict[str, str] | None = Field(None, description=_NOT_USED)
+    store: bool | None = Field(None, description=f"{_NOT_USED}: nothing is stored")
+    service_tier: str | None = Field(None, description=_NOT_USED)
+    safety_identifier: str | None = Field(None, description=_NOT_USED)
+    prompt_cache_key: str | None = Field(None, description=f"{_NOT_USED}: equal prompts share their beginnings anyway")
 
     @property
     def stop_strings(self) -> tuple[str, ...] | None:
@@ -76,43 +184,14 @@ class SamplingFields(RequestBody):
 class CompletionRequest(SamplingFields):
     """Body of `/v1/completions`: `prompt` or `variables`."""
 
+    model_config = ConfigDict(json_schema_extra=exactly_one("prompt", "variables"))
+
     prompt: Prompt | None = None
-    max_tokens: int | None = None
-    # Fields that clients send at their neutral value; any other value is refused rather than ignored.
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
+    max_tokens: int | None = Field(None, ge=1, description="16 unless set")
+    echo: bool | None = Field(None, description="Begin the answer with the prompt; `logprobs` then covers it too")
+    best_of: int | None = Field(
+        None, ge=1, le=MAX_ANSWERS, description="Answers that are made, of which the `n` likeliest are given"
+    )
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Alternatives reported beside each token")
+    # A field that clients send at its neutral value; any other value is refused rather than ignored.
     suffix: None = None
-    logprobs: int | None = Field(None, ge=0, le=20, description="Alternatives reported beside each token")
-
-
-class TextPart(RequestBody):
-    """A part of a message that consists of several."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(RequestBody):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], _FirstErrorOnly()]
-    name: str | None = None
-
-    @property
-    def text(self) -> str:
-        """The message's text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-
-class ChatRequest(SamplingFields):
-    """Body of `/v1/chat/completions`: `messages` or `variables`."""
-
-    messages: Annotated[list[ChatMessage], _FirstErrorOnly(), Field(min_length=1)] | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20, description="Alternatives beside each token; needs `logprobs`")
-    tools: None = None
-    tool_choice: Literal["none"] | None = None
-    response_format: None = None

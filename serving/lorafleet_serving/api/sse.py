@@ -19,7 +19,9 @@ _logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-DONE = "data: [DONE]\n\n"
+END_OF_STREAM = "[DONE]"
+"""What a stream of OpenAI's dialect ends with."""
+DONE = f"data: {END_OF_STREAM}\n\n"
 CLIENT_GONE = 499
 """Status of an answer that nobody waits for any more; no client sees it."""
 

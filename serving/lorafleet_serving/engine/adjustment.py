@@ -1,13 +1,15 @@
-"""Changes to a row of logits before its token is chosen: bias, penalties, tokens that may not come yet."""
+"""Changes to a row of logits before its token is chosen: bias, penalties, tokens that may not come."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lorafleet_serving.engine.grammar import Grammar
 from lorafleet_serving.engine.request import SamplingParams
 from lorafleet_serving.engine.sequence import Sequence
 
@@ -20,6 +22,7 @@ def changes_logits(sequence: Sequence) -> bool:
         or params.repetition_penalty != 1.0
         or params.frequency_penalty
         or params.presence_penalty
+        or sequence.grammar is not None
         or sequence.num_generated < params.min_new_tokens
     )
 
@@ -28,8 +31,8 @@ def adjust(logits: Tensor, sequence: Sequence, end_token_ids: Collection[int]) -
     """Apply what a sequence's parameters ask for, to fp32 logits [vocab_size].
 
     Bias first, as OpenAI has it; the repetition penalty (Keskar et al. 2019, CTRL, section 4.1) over prompt and
-    answer, frequency and presence penalty (OpenAI's API reference) over the answer; ends last, so that nothing
-    brings them back.
+    answer, frequency and presence penalty (OpenAI's API reference) over the answer; what the answer is bound to and
+    ends last, so that nothing brings tokens back.
     """
     params = sequence.request.sampling
     if params.logit_bias:
@@ -39,11 +42,27 @@ def adjust(logits: Tensor, sequence: Sequence, end_token_ids: Collection[int]) -
         logits = _penalize_repetition(logits, sequence.token_ids, params.repetition_penalty)
     if params.frequency_penalty or params.presence_penalty:
         logits = _penalize_answer(logits, sequence, params)
-    if sequence.num_generated < params.min_new_tokens:
-        banned = {*end_token_ids, *params.stop_token_ids}
-        if banned:
-            logits = logits.index_fill(0, _ids(banned, logits), float("-inf"))
-    return logits
+    if sequence.grammar is not None:
+        logits = logits.masked_fill(~_allowed(sequence.grammar, logits), float("-inf"))
+    return _postpone_end(logits, sequence, end_token_ids)
+
+
+def _allowed(grammar: Grammar, logits: Tensor) -> Tensor:
+    """Which tokens may come next: bool [vocab_size]."""
+    bits = np.unpackbits(np.frombuffer(grammar.mask, np.uint8), count=logits.shape[0], bitorder="little")
+    return torch.from_numpy(bits).to(logits.device, torch.bool)
+
+
+def _postpone_end(logits: Tensor, sequence: Sequence, end_token_ids: Collection[int]) -> Tensor:
+    """Take out the tokens that end an answer while they may not; a grammar that can only end does end."""
+    params = sequence.request.sampling
+    banned = {*end_token_ids, *params.stop_token_ids} if sequence.num_generated < params.min_new_tokens else set()
+    if params.ignore_eos and sequence.grammar is not None:
+        banned.update(end_token_ids)
+    if not banned:
+        return logits
+    left = logits.index_fill(0, _ids(banned, logits), float("-inf"))
+    return logits if sequence.grammar is not None and bool(left.max() == float("-inf")) else left
 
 
 def _penalize_repetition(logits: Tensor, token_ids: list[int], penalty: float) -> Tensor:

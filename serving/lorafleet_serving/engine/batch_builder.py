@@ -8,16 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence as Rows
 from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 
 from lorafleet_serving.adapters.weights import AdapterWeights
+from lorafleet_serving.engine.prompt_reading import PromptReading
 from lorafleet_serving.engine.scheduler import Chunk
 from lorafleet_serving.kernels.geometry import Span, StepGeometry
 from lorafleet_serving.kernels.operators import Kernels
 from lorafleet_serving.kernels.segments import find_runs
 from lorafleet_serving.layers.embedding import EmbeddingSegment
 from lorafleet_serving.models.batch import ModelBatch
+
+
+class PromptRows(NamedTuple):
+    """Outputs of a step that are read for a prompt."""
+
+    reading: PromptReading
+    num_rows: int
+    adapter: AdapterWeights | None
+
+
+class StepInput(NamedTuple):
+    """One forward pass, and what is done with its outputs: first those that sample, then those of prompts in order."""
+
+    batch: ModelBatch
+    num_sampled: int
+    head_lora: Any
+    """What the operators planned for the adapters of the rows that sample; None if none changes the output head."""
+    prompts: Rows[PromptRows]
 
 
 class BatchBuilder:
@@ -29,7 +49,7 @@ class BatchBuilder:
         self._kernels = kernels
         self._device = device
 
-    def build(self, chunks: Rows[Chunk], adapter_of: Callable[[str], AdapterWeights]) -> ModelBatch:
+    def build(self, chunks: Rows[Chunk], adapter_of: Callable[[str], AdapterWeights]) -> StepInput:
         """Prepare chunks that are ordered by adapter."""
         starts = [0, *accumulate(chunk.num_tokens for chunk in chunks)]
         token_ids: list[int] = []
@@ -42,9 +62,9 @@ class BatchBuilder:
             spans.append(Span(start, start + num_tokens, last, sequence.block_table))
         adapters = [None if chunk.sequence.adapter is None else adapter_of(chunk.sequence.adapter) for chunk in chunks]
         runs = find_runs(list(zip(adapters, (chunk.num_tokens for chunk in chunks), strict=True)))
-        head_runs = find_runs(list(zip(adapters, (int(chunk.samples) for chunk in chunks), strict=True)))
-        head_runs = [run for run in head_runs if run.adapter.sites[-1] is not None]
-        return ModelBatch(
+        sampled = [end - 1 for end, chunk in zip(starts[1:], chunks, strict=True) if chunk.samples]
+        prompts, prompt_rows = _prompt_rows(chunks, starts, adapters)
+        batch = ModelBatch(
             token_ids=self._tensor(token_ids),
             positions=self._tensor(positions),
             attention=self._kernels.plan_attention(StepGeometry(spans, self._block_size, self._padding_block)),
@@ -54,9 +74,31 @@ class BatchBuilder:
                 for span, adapter in zip(spans, adapters, strict=True)
                 if adapter is not None and adapter.embedding is not None
             ],
-            head_lora=self._kernels.plan_lora(head_runs) if head_runs else None,
-            logits_rows=self._tensor([end - 1 for end, chunk in zip(starts[1:], chunks, strict=True) if chunk.samples]),
+            output_rows=self._tensor(sampled + prompt_rows),
         )
+        head_rows = [(adapter, int(chunk.samples)) for adapter, chunk in zip(adapters, chunks, strict=True)]
+        return StepInput(batch, len(sampled), self.plan_head(head_rows), prompts)
+
+    def plan_head(self, rows: Rows[tuple[AdapterWeights | None, int]]) -> Any:
+        """The output head's plan for rows of adapters, those of one side by side; None if no adapter changes it."""
+        runs = [run for run in find_runs(rows) if run.adapter.sites[-1] is not None]
+        return self._kernels.plan_lora(runs) if runs else None
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self._device, non_blocking=True)
+
+
+def _prompt_rows(
+    chunks: Rows[Chunk], starts: Rows[int], adapters: Rows[AdapterWeights | None]
+) -> tuple[list[PromptRows], list[int]]:
+    """What is read for prompts, and from which rows of the step."""
+    prompts: list[PromptRows] = []
+    rows: list[int] = []
+    for start, (sequence, num_tokens), adapter in zip(starts, chunks, adapters, strict=False):
+        reading, first = sequence.reading, sequence.num_computed
+        if reading is None or reading.is_complete:
+            continue
+        if wanted := reading.rows(first, first + num_tokens):
+            prompts.append(PromptRows(reading, len(wanted), adapter))
+            rows += range(start + wanted.start - first, start + wanted.stop - first)
+    return prompts, rows

@@ -115,7 +115,7 @@ class BlockManager:
         blocks: list[int] = []
         if not self._prefix_caching:
             return blocks
-        num_usable = (sequence.num_tokens - 1) // self._block_size
+        num_usable = sequence.num_skippable // self._block_size
         self._extend_hashes(sequence, num_usable)
         for known in sequence.block_hashes[:num_usable]:
             block = self._block_by_hash.get(known)

@@ -7,9 +7,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from lorafleet_serving.exceptions import InvalidSetting
+from lorafleet_serving.kernels.weight_format import WeightFormat
 
 _MIB = 1 << 20
 _GIB = 1 << 30
+_MANY = 1_000_000_000
 
 
 class DType(StrEnum):
@@ -29,10 +31,14 @@ class EngineConfig:
     """Folder with config.json, safetensors weights and tokenizer files."""
     device: str = "cpu"
     dtype: DType = DType.AUTO
+    weights: WeightFormat = WeightFormat.MODEL
+    """Form of the base model's weights. A CPU serves all of them, a GPU the model's own."""
     max_num_seqs: int = 64
     """Sequences that run at the same time."""
     max_batched_tokens: int = 512
     """Tokens of one step, prefill chunks and decodes together."""
+    max_step_stretch: float = 2.2
+    """How many times as long a step may last for the prompts in it as one that only decodes."""
     block_size: int = 16
     """Tokens of one KV block."""
     kv_cache_bytes: int | None = None
@@ -48,26 +54,41 @@ class EngineConfig:
     """An engine process whose step, or load of an adapter, takes longer counts as hung and is replaced."""
     max_overtakes: int = 64
     """How many later requests may be admitted before one that waits for room for its adapter."""
+    fairness_slack: int = 2048
+    """Tokens by which tenants, and a tenant's adapters, may be ahead of one that waits before they are preempted."""
+    priority_head_start: int = 16384
+    """Tokens by which a level of priority may be ahead of the next lower one."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", Path(self.model))
         if self.dtype not in list(DType):
             raise InvalidSetting(f"dtype is {self.dtype!r}, it must be one of {', '.join(DType)}")
         object.__setattr__(self, "dtype", DType(self.dtype))
-        for name in ("max_num_seqs", "max_batched_tokens", "block_size", "adapter_device_bytes", "adapter_host_bytes"):
+        if self.weights not in list(WeightFormat):
+            raise InvalidSetting(f"weights is {self.weights!r}, it must be one of {', '.join(WeightFormat)}")
+        object.__setattr__(self, "weights", WeightFormat(self.weights))
+        for name in (
+            "max_num_seqs", "max_batched_tokens", "block_size", "adapter_device_bytes",
+            "adapter_host_bytes", "fairness_slack",
+        ):  # fmt: skip
             self._check_positive(name, getattr(self, name))
         for name in ("kv_cache_bytes", "max_model_len", "num_threads"):
             if getattr(self, name) is not None:
                 self._check_positive(name, getattr(self, name))
-        if not 2.0 <= self.step_limit_s <= 86400.0:
-            raise InvalidSetting(f"step_limit_s is {self.step_limit_s}, it must be between 2 and 86400")
-        if self.max_overtakes < 0:
-            raise InvalidSetting(f"max_overtakes is {self.max_overtakes}, it must be at least 0")
+        self._check_range("step_limit_s", 2, 86400)
+        self._check_range("max_step_stretch", 1.1, 1000)
+        self._check_range("max_overtakes", 0, _MANY)
+        self._check_range("priority_head_start", 0, _MANY)
         if self.max_batched_tokens < self.max_num_seqs:
             raise InvalidSetting(
                 f"max_batched_tokens is {self.max_batched_tokens}, below max_num_seqs {self.max_num_seqs}: "
                 "every running sequence needs a token of each step, raise the one or lower the other"
             )
+
+    def _check_range(self, name: str, least: float, most: float) -> None:
+        value = getattr(self, name)
+        if not least <= value <= most:
+            raise InvalidSetting(f"{name} is {value}, it must be between {least} and {most}")
 
     @staticmethod
     def _check_positive(name: str, value: int) -> None:

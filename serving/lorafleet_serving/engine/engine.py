@@ -6,7 +6,9 @@ thread-safe: one thread calls it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence as Rows
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -16,15 +18,30 @@ from lorafleet_contract.digest import base_digest
 from lorafleet_serving.engine.adapter_pool import AdapterPool
 from lorafleet_serving.engine.block_manager import BlockManager
 from lorafleet_serving.engine.config import EngineConfig
+from lorafleet_serving.engine.constraint_queue import ConstraintQueue
+from lorafleet_serving.engine.deadlines import Deadlines
 from lorafleet_serving.engine.device import resolve_device, resolve_dtype
+from lorafleet_serving.engine.grammar_compiler import GrammarCompiler, read_tokenizer
 from lorafleet_serving.engine.kv_cache import KvCache
 from lorafleet_serving.engine.messages import EngineStats
 from lorafleet_serving.engine.model_runner import ModelRunner
+from lorafleet_serving.engine.offline import answer_batch
+from lorafleet_serving.engine.outputs import (
+    expiry,
+    failure,
+    finish_reason,
+    invalid,
+    reads_finite,
+    token_output,
+    vector_output,
+)
+from lorafleet_serving.engine.prefill_pace import PrefillPace
 from lorafleet_serving.engine.request import FinishReason, GenerationRequest, TokenOutput
+from lorafleet_serving.engine.request_check import RequestCheck
 from lorafleet_serving.engine.sampler import Sample, sample
 from lorafleet_serving.engine.scheduler import Chunk, Scheduler
 from lorafleet_serving.engine.sequence import Sequence
-from lorafleet_serving.exceptions import GenerationFailed, InvalidRequest
+from lorafleet_serving.exceptions import InvalidRequest
 from lorafleet_serving.models.eos import read_eos_token_ids
 from lorafleet_serving.models.registry import load_model
 
@@ -43,13 +60,14 @@ class Engine:
             torch.set_num_threads(config.num_threads)
         device = resolve_device(config.device)
         dtype = resolve_dtype(config.dtype, device)
-        model = load_model(config.model, dtype, device)
+        model = load_model(config.model, dtype, device, weights=config.weights)
         kv_cache = KvCache(model.kv_shape, config, dtype, device)
         self.config = config
         self.tokenizer_folder = config.model
         self.base_digest = base_digest(config.model)
         self.max_model_len = kv_cache.longest_sequence(config.max_model_len, model.max_positions)
-        self._vocab_size = model.vocab_size
+        self.hidden_size = model.hidden_size
+        self._request_check = RequestCheck(model.vocab_size, self.max_model_len)
         self._eos_token_ids = read_eos_token_ids(config.model)
         self._adapters = AdapterPool(
             model,
@@ -59,15 +77,24 @@ class Engine:
             device_bytes=config.adapter_device_bytes,
         )
         self._blocks = BlockManager(kv_cache.num_blocks, kv_cache.block_size, prefix_caching=config.prefix_caching)
+        self._pace = PrefillPace(config.max_step_stretch, config.max_batched_tokens)
         self._scheduler = Scheduler(
             self._blocks,
             self._adapters,
             max_num_seqs=config.max_num_seqs,
             max_batched_tokens=config.max_batched_tokens,
+            pace=self._pace,
             max_overtakes=config.max_overtakes,
+            fairness_slack=config.fairness_slack,
+            priority_head_start=config.priority_head_start,
         )
         self._runner = ModelRunner(model, kv_cache, device)
+        compiler = GrammarCompiler(
+            partial(read_tokenizer, config.model), end_token_ids=self._eos_token_ids, vocab_size=model.vocab_size
+        )
+        self._constraints = ConstraintQueue(compiler)
         self._sequences: dict[str, Sequence] = {}
+        self._deadlines = Deadlines()
         self._ended: list[TokenOutput] = []
         """Ends that happened outside a step; the next step reports them."""
         self._arrivals = count()
@@ -75,14 +102,24 @@ class Engine:
 
     def step(self) -> list[TokenOutput]:
         """Compute one batch; returns a new token, an end, or both, for each request that got one."""
+        for sequence in self._deadlines.expired():
+            self._end(sequence)
+            self._ended.append(expiry(sequence))
+        self._begin_compiled()
         chunks = self._schedule()
         outputs, self._ended = self._ended, []
         if chunks:
+            started = time.perf_counter()
             logits = self._runner.run(chunks, self._adapters.weights)
             sampling = [chunk.sequence for chunk in chunks if chunk.samples]
             samples = [] if logits is None else sample(logits, sampling, self._eos_token_ids)
             outputs += self._postprocess(chunks, dict(zip(sampling, samples, strict=True)))
             self._num_steps += 1
+            num_decodes = sum(chunk.num_tokens == 1 for chunk in chunks)
+            num_tokens = sum(chunk.num_tokens for chunk in chunks)
+            self._pace.observe(num_decodes, num_tokens - num_decodes, time.perf_counter() - started)
+        elif not outputs:
+            self._constraints.sleep()
         return outputs
 
     def add_request(self, request: GenerationRequest) -> None:
@@ -92,11 +129,15 @@ class Engine:
             InvalidRequest: it cannot be computed by this model, or its adapter is not loaded.
         """
         self._check(request)
+        sequence = Sequence(request, next(self._arrivals))
+        if request.sampling.constraint is None:
+            self._scheduler.add(sequence)
+        else:
+            self._constraints.add(sequence)
         if request.adapter is not None:
             self._adapters.enter(request.adapter)
-        sequence = Sequence(request, next(self._arrivals))
         self._sequences[request.request_id] = sequence
-        self._scheduler.add(sequence)
+        self._deadlines.add(sequence)
 
     def abort(self, request_id: str) -> None:
         """End a request; the next step reports it. Unknown ids are ignored, since the end may have crossed it."""
@@ -138,25 +179,7 @@ class Engine:
             InvalidRequest: a request cannot be computed; none was.
             GenerationFailed: a request ended with an error.
         """
-        assert not self.has_unfinished(), "generate() is for an engine without other requests"
-        answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
-        try:
-            for request in requests:
-                self.add_request(request)
-            while self.has_unfinished():
-                for output in self.step():
-                    if output.finish_reason is FinishReason.ERROR:
-                        raise GenerationFailed(f"request {output.request_id}: {output.error}")
-                    if output.token_id is not None:
-                        answers[output.request_id].append(output.token_id)
-                    if output.finish_reason is not None and on_finished is not None:
-                        on_finished(output.request_id)
-        finally:
-            # After an error the rest of the batch is of no use; without one this is empty.
-            for sequence in list(self._sequences.values()):
-                self._end(sequence)
-            self._ended.clear()
-        return answers
+        return answer_batch(self, requests, on_finished)
 
     def stats(self) -> EngineStats:
         """State after the last step."""
@@ -168,6 +191,7 @@ class Engine:
             device_adapters=self._adapters.device_adapters,
             host_adapters=self._adapters.host_adapters,
             num_steps=self._num_steps,
+            num_preemptions=self._scheduler.num_preemptions,
         )
 
     def check_integrity(self) -> None:
@@ -175,7 +199,17 @@ class Engine:
         self._scheduler.check_integrity()
         self._adapters.check_integrity()
         live = {*self._scheduler.waiting, *self._scheduler.running}
-        assert live == set(self._sequences.values()), "scheduler and engine do not know the same sequences"
+        known = {sequence for sequence in self._sequences.values() if sequence not in self._constraints}
+        assert live == known, "scheduler and engine do not know the same sequences"
+
+    def _begin_compiled(self) -> None:
+        """Queue the sequences whose constraint was compiled meanwhile."""
+        for sequence, error in self._constraints.take_ready():
+            if error is None:
+                self._scheduler.add(sequence)
+            else:
+                self._ended.append(invalid(sequence, str(error), error.field))
+                self._drop(sequence)
 
     def _schedule(self) -> list[Chunk]:
         chunks = self._scheduler.schedule()
@@ -185,64 +219,50 @@ class Engine:
 
     def _postprocess(self, chunks: Rows[Chunk], samples: dict[Sequence, Sample]) -> list[TokenOutput]:
         outputs: list[TokenOutput] = []
-        for sequence, num_tokens in chunks:
-            chosen = samples.get(sequence)
-            if chosen is not None and chosen.token_id is None:
-                outputs.append(self._fail_not_finite(sequence))
+        for chunk in chunks:
+            sequence, num_tokens = chunk
+            ends, chosen = chunk.ends, samples.get(sequence)
+            if (chosen is not None and chosen.token_id is None) or not reads_finite(sequence):
+                self._end(sequence, forget=True)
+                outputs.append(failure(sequence))
                 continue
             sequence.num_computed += num_tokens
             self._blocks.remember(sequence, num_tokens)
             if chosen is not None:
                 outputs.append(self._append(sequence, chosen))
+            elif ends:
+                outputs.append(vector_output(sequence))
+                self._end(sequence, forget=outputs[-1].finish_reason is FinishReason.ERROR)
         return outputs
 
     def _append(self, sequence: Sequence, chosen: Sample) -> TokenOutput:
         assert chosen.token_id is not None
-        reason = self._finish_reason(sequence, chosen.token_id)
+        if sequence.grammar is not None:
+            sequence.grammar.accept(chosen.token_id)
+        reason = finish_reason(sequence, chosen.token_id, self._eos_token_ids)
+        output = token_output(sequence, chosen, reason)
         if reason is not None:
             self._end(sequence)
         else:
             sequence.token_ids.append(chosen.token_id)
-        # The end token is no part of the answer.
-        token_id = None if reason in (FinishReason.EOS, FinishReason.STOP) else chosen.token_id
-        return TokenOutput(sequence.request_id, token_id, reason, chosen.logprob, chosen.alternatives)
-
-    def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
-        sampling = sequence.request.sampling
-        if token_id in self._eos_token_ids and not sampling.ignore_eos:
-            return FinishReason.EOS
-        if token_id in sampling.stop_token_ids:
-            return FinishReason.STOP
-        return FinishReason.LENGTH if sequence.num_generated + 1 >= sampling.max_new_tokens else None
-
-    def _fail_not_finite(self, sequence: Sequence) -> TokenOutput:
-        who = f"adapter {sequence.adapter}" if sequence.adapter else "the base model"
-        self._end(sequence, forget=True)
-        error = f"{who} gave logits that are not finite after {sequence.num_generated} tokens"
-        return TokenOutput(sequence.request_id, None, FinishReason.ERROR, error=error)
+        return output
 
     def _end(self, sequence: Sequence, *, forget: bool = False) -> None:
-        self._scheduler.finish(sequence, forget=forget)
+        if sequence in self._constraints:
+            self._constraints.discard(sequence)
+        else:
+            self._scheduler.finish(sequence, forget=forget)
+        self._drop(sequence)
+
+    def _drop(self, sequence: Sequence) -> None:
         del self._sequences[sequence.request_id]
+        self._deadlines.discard(sequence)
         if sequence.adapter is not None:
             self._adapters.leave(sequence.adapter)
 
     def _check(self, request: GenerationRequest) -> None:
-        prompt, sampling = request.prompt_token_ids, request.sampling
         if request.request_id in self._sequences:
             raise InvalidRequest(f"request_id {request.request_id!r} is in use", field="request_id")
-        if not prompt:
-            raise InvalidRequest("the prompt has no tokens", field="prompt_token_ids")
-        if min(prompt) < 0 or max(prompt) >= self._vocab_size:
-            raise InvalidRequest(f"token ids must be from 0 to {self._vocab_size - 1}", field="prompt_token_ids")
-        for field, named in (("logit_bias", [i for i, _ in sampling.logit_bias]), ("stop", sampling.stop_token_ids)):
-            if any(not 0 <= token_id < self._vocab_size for token_id in named):
-                raise InvalidRequest(f"{field} names a token id above {self._vocab_size - 1} or below 0", field=field)
-        if len(prompt) + request.sampling.max_new_tokens > self.max_model_len:
-            raise InvalidRequest(
-                f"the prompt has {len(prompt)} tokens and max_new_tokens is {request.sampling.max_new_tokens}, "
-                f"together they may be {self.max_model_len}: shorten the prompt or ask for fewer tokens",
-                field="max_new_tokens",
-            )
+        self._request_check.check(request)
         if request.adapter is not None and not self._adapters.serves(request.adapter):
             raise InvalidRequest(f"adapter {request.adapter} is not loaded", field="adapter")

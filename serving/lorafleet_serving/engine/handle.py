@@ -27,8 +27,16 @@ from lorafleet_serving.engine.messages import (
     UnloadAdapter,
 )
 from lorafleet_serving.engine.process import engine_main
-from lorafleet_serving.engine.request import FinishReason, GenerationRequest, TokenOutput
-from lorafleet_serving.exceptions import GenerationFailed, PodUnavailable, QueueFull
+from lorafleet_serving.engine.request import FinishReason, GenerationRequest, Tenant, TokenOutput
+from lorafleet_serving.engine.waiting_limits import WaitingLimits
+from lorafleet_serving.exceptions import (
+    AnswerLost,
+    DeadlineExceeded,
+    GenerationFailed,
+    InvalidRequest,
+    PodUnavailable,
+    ServingError,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -44,13 +52,13 @@ class EngineHandle:
         self,
         config: EngineConfig,
         *,
-        max_waiting: int,
+        limits: WaitingLimits,
         silence_limit_s: float,
         on_ready: Callable[[], None],
         on_down: Callable[[], None],
         on_failure: Callable[[str], None],
     ) -> None:
-        self._max_waiting = max_waiting
+        self._limits = limits
         self._on_ready = on_ready
         self._on_down = on_down
         self._on_failure = on_failure
@@ -63,6 +71,8 @@ class EngineHandle:
             on_exit=self._died,
         )
         self._streams: dict[str, TokenStream] = {}
+        self._waiting: dict[str, Tenant] = {}
+        """Whose requests count as waiting, by id."""
         self._loads: dict[str, asyncio.Future[None]] = {}
         self._ready = asyncio.Event()
         self.loaded: set[str] = set()
@@ -109,12 +119,13 @@ class EngineHandle:
 
         Raises:
             PodUnavailable: the engine is down.
-            QueueFull: as many requests as may wait are waiting.
+            QueueFull: as many requests as may wait are waiting, of all or of its tenant.
         """
         if not self.is_ready:
             raise PodUnavailable("the engine is starting: try again in a few seconds")
-        if limited and self.num_waiting >= self._max_waiting:
-            raise QueueFull(f"{self.num_waiting} requests wait already, the limit is {self._max_waiting}: try later")
+        if limited:
+            self._limits.enter(request.tenant)
+            self._waiting[request.request_id] = request.tenant
         stream = TokenStream(request.request_id, self._finish)
         self._streams[request.request_id] = stream
         self._child.send(Generate(request))
@@ -149,6 +160,7 @@ class EngineHandle:
             case Tokens(outputs):
                 for output in outputs:
                     if stream := self._streams.get(output.request_id):
+                        self._leave_queue(stream)
                         stream.feed(output)
             case EngineStats():
                 self.stats = event
@@ -171,8 +183,9 @@ class EngineHandle:
         self._ready.clear()
         self.loaded.clear()
         self.stats = None
-        error = PodUnavailable("the engine process ended and is started again: try again in a few seconds")
+        error = AnswerLost("the engine process ended and is started again: try again in a few seconds")
         for stream in list(self._streams.values()):
+            self._leave_queue(stream)
             stream.fail(error)
         for future in self._loads.values():
             future.set_exception(error)
@@ -182,8 +195,14 @@ class EngineHandle:
 
     def _finish(self, stream: TokenStream) -> None:
         self._streams.pop(stream.request_id, None)
+        self._leave_queue(stream)
         if not stream.ended:
             self._child.send(Abort(stream.request_id))
+
+    def _leave_queue(self, stream: TokenStream) -> None:
+        tenant = self._waiting.pop(stream.request_id, None)
+        if tenant is not None:
+            self._limits.leave(tenant)
 
 
 class TokenStream:
@@ -218,13 +237,24 @@ class TokenStream:
         Raises:
             PodUnavailable: the engine died.
             GenerationFailed: the engine gave up on the request.
+            DeadlineExceeded: the request's time was over.
+            InvalidRequest: it cannot be computed as it is, which was seen on the way alone.
         """
         while True:
             item = await self._arrived.get()
             if isinstance(item, Exception):
                 raise item
-            if item.finish_reason is FinishReason.ERROR:
-                raise GenerationFailed(item.error or "the engine gave no reason")
+            if item.finish_reason in (FinishReason.ERROR, FinishReason.EXPIRED):
+                raise _failure(item)
             yield item
             if item.finish_reason is not None:
                 return
+
+
+def _failure(output: TokenOutput) -> ServingError:
+    reason = output.error or "the engine gave no reason"
+    if output.finish_reason is FinishReason.EXPIRED:
+        return DeadlineExceeded(f"{reason}: allow it more time, or ask for fewer tokens")
+    if output.error_field is not None:
+        return InvalidRequest(reason, field=output.error_field)
+    return GenerationFailed(reason)

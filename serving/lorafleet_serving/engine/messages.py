@@ -58,6 +58,8 @@ class EngineReady:
     block_size: int
     max_model_len: int
     """Longest sequence, prompt and answer together, in tokens."""
+    hidden_size: int
+    """Width of the vectors that requests with pooling get."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class EngineStats:
     device_adapters: tuple[str, ...]
     host_adapters: tuple[str, ...]
     num_steps: int
+    num_preemptions: int = 0
+    """Sequences that gave back their blocks and were computed again, or will be."""
 
 
 EngineEvent = EngineReady | EngineFailed | Tokens | AdapterLoaded | AdapterRefused | AdapterUnloaded | EngineStats

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lorafleet_serving.adapters.weights import AdapterWeights
-from lorafleet_serving.engine.batch_builder import BatchBuilder
+from lorafleet_serving.engine.batch_builder import BatchBuilder, PromptRows
 from lorafleet_serving.engine.kv_cache import KvCache
 from lorafleet_serving.engine.scheduler import Chunk
 from lorafleet_serving.models.registry import LanguageModel
@@ -24,11 +24,21 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, chunks: Rows[Chunk], adapter_of: Callable[[str], AdapterWeights]) -> Tensor | None:
-        """Compute chunks that are ordered by adapter.
+        """Compute chunks that are ordered by adapter, and read what their prompts ask for.
 
         Returns:
             Logits [num_sampled, vocab_size] of the chunks that sample, in their order; None if none does.
         """
-        batch = self._builder.build(chunks, adapter_of)
-        logits = self._model.forward(batch, self._kv_cache.layers)
-        return logits if logits.shape[0] else None
+        step = self._builder.build(chunks, adapter_of)
+        outputs = self._model.forward(step.batch, self._kv_cache.layers)
+        start = step.num_sampled
+        for prompt in step.prompts:
+            self._read(prompt, outputs[start : start + prompt.num_rows])
+            start += prompt.num_rows
+        return self._model.head(outputs[: step.num_sampled], step.head_lora) if step.num_sampled else None
+
+    def _read(self, prompt: PromptRows, hidden: Tensor) -> None:
+        def head(part: Tensor) -> Tensor:
+            return self._model.head(part, self._builder.plan_head([(prompt.adapter, part.shape[0])]))
+
+        prompt.reading.take(hidden, head)

@@ -32,8 +32,9 @@ from lorafleet_serving.engine.messages import (
     Tokens,
     UnloadAdapter,
 )
+from lorafleet_serving.engine.openmp import wait_briefly
 from lorafleet_serving.engine.request import FinishReason, TokenOutput
-from lorafleet_serving.exceptions import AdapterRefusal, NoRoom, ServingError
+from lorafleet_serving.exceptions import AdapterRefusal, InvalidRequest, NoRoom, ServingError
 
 if TYPE_CHECKING:
     from lorafleet_serving.engine.engine import Engine
@@ -88,7 +89,10 @@ class EngineLoop:
                 try:
                     self._engine.add_request(request)
                 except ServingError as error:
-                    output = TokenOutput(request.request_id, None, FinishReason.ERROR, error=str(error))
+                    field = error.field if isinstance(error, InvalidRequest) else None
+                    output = TokenOutput(
+                        request.request_id, None, FinishReason.ERROR, error=str(error), error_field=field
+                    )
                     self._pipe.send(Tokens((output,)))
             case Abort(request_id):
                 self._engine.abort(request_id)
@@ -121,6 +125,7 @@ class EngineLoop:
             num_kv_blocks=stats.num_kv_blocks,
             block_size=self._engine.config.block_size,
             max_model_len=self._engine.max_model_len,
+            hidden_size=self._engine.hidden_size,
         )
         self._pipe.send(ready)
 
@@ -133,9 +138,7 @@ class EngineLoop:
 
 def engine_main(pipe: Connection, config: EngineConfig) -> None:
     """Load the base model and serve it until the pipe closes or `Shutdown` comes."""
-    # OpenMP's waiting threads spin by default; on cores shared with other processes that costs several times the
-    # speed. It is read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_briefly()
     # The front imports this module only to name it: torch belongs into this process alone.
     from lorafleet_serving.engine.engine import Engine
 

@@ -5,9 +5,11 @@ Plain data, shared by the front process, the engine process and the evaluation h
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from lorafleet_serving.engine.constraint import Constraint
 from lorafleet_serving.exceptions import InvalidRequest
 
 
@@ -15,11 +17,25 @@ class FinishReason(StrEnum):
     """Why a sequence ended."""
 
     EOS = "eos"
+    COMPLETE = "complete"
+    """What the answer is bound to can only end here."""
     LENGTH = "length"
     STOP = "stop"
     """A stop string was found; set by the front, which sees text."""
+    EMBEDDED = "embedded"
+    """The vector of a prompt is made; nothing was to be generated."""
     ABORTED = "aborted"
+    EXPIRED = "expired"
+    """The request's deadline has passed."""
     ERROR = "error"
+
+
+class Pooling(StrEnum):
+    """How the rows of a prompt become one vector."""
+
+    LAST = "last"
+    """The last token's, which alone has seen the whole prompt."""
+    MEAN = "mean"
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,10 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     num_logprobs: int | None = None
     """Number of alternatives reported beside the chosen token; None reports no log-probability."""
+    num_prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt."""
+    constraint: Constraint | None = None
+    """What the answer's text must fit. It ends where that says, before the least length if need be."""
 
     def __post_init__(self) -> None:
         _check("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1")
@@ -64,18 +84,47 @@ class SamplingParams:
         penalty = self.repetition_penalty
         _check("repetition_penalty", penalty, 0.0 < penalty < float("inf"), "above 0 and finite")
         _check("seed", self.seed, self.seed is None or 0 <= self.seed < 2**64, "between 0 and 2**64 - 1")
-        count = self.num_logprobs
-        _check("num_logprobs", count, count is None or 0 <= count <= 20, "between 0 and 20")
+        for name in ("num_logprobs", "num_prompt_logprobs"):
+            count = getattr(self, name)
+            _check(name, count, count is None or 0 <= count <= 20, "between 0 and 20")
+
+
+PRIORITIES = range(-2, 3)
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """Whom sequences are computed for: fairness is among tenants, by their weights."""
+
+    name: str
+    weight: float = 1.0
+    max_waiting: int | None = None
+    """Requests that may wait at a time; None leaves it to the pod's own limit."""
+
+
+ANONYMOUS = Tenant("anonymous")
+"""Everybody, where callers are not told apart."""
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One sequence to generate. `adapter` is an adapter digest; None asks the base model."""
+    """One sequence to compute. `adapter` is an adapter digest; None asks the base model."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     adapter: str | None = None
+    pooling: Pooling | None = None
+    """Asks for one vector instead of tokens: the prompt's hidden states behind the final norm, pooled so."""
+    tenant: Tenant = ANONYMOUS
+    priority: int = 0
+    """A higher one goes first; see the scheduler."""
+    deadline: float | None = None
+    """When to give up, on the clock of `time.monotonic`, which all processes of a machine share."""
+
+    def __post_init__(self) -> None:
+        limit = f"from {PRIORITIES.start} to {PRIORITIES.stop - 1}"
+        _check("priority", self.priority, self.priority in PRIORITIES, limit)
 
 
 @dataclass(frozen=True)
@@ -84,6 +133,15 @@ class TokenLogprob:
 
     token_id: int
     logprob: float
+
+
+@dataclass(frozen=True)
+class ScoredToken:
+    """A token of the prompt, by what the model thinks of it."""
+
+    logprob: float | None
+    """None for the first, before which there is nothing."""
+    alternatives: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,6 +155,16 @@ class TokenOutput:
     alternatives: tuple[TokenLogprob, ...] = ()
     error: str | None = None
     """What went wrong, with finish reason `ERROR`."""
+    error_field: str | None = None
+    """Name of the request's field that is at fault; None where the request is not."""
+    prompt: tuple[ScoredToken, ...] = ()
+    """Where they were asked for, the prompt's tokens, with the first output."""
+    num_cached: int | None = None
+    """With the first output, how many tokens of the prompt came from the prefix cache."""
+    queue_s: float | None = None
+    """With the first output, how long the request waited before its prompt began."""
+    vector: array[float] | None = None
+    """In fp32 [hidden_size], with finish reason `EMBEDDED`."""
 
 
 def _check(name: str, value: object, valid: bool, limit: str) -> None:

@@ -5,6 +5,7 @@ Log-probabilities are the model's own, before penalty, temperature and truncatio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence as Rows
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ class Sample(NamedTuple):
     """What was chosen for one sequence."""
 
     token_id: int | None
-    """None if the logits are not finite."""
+    """None if the logits are not finite, or no token may follow."""
     logprob: float | None = None
     alternatives: tuple[TokenLogprob, ...] = ()
 
@@ -47,6 +48,8 @@ def sample(logits: Tensor, sequences: Rows[Sequence], end_token_ids: Collection[
 def _sample_row(logits: Tensor, sequence: Sequence, greedy: int, end_token_ids: Collection[int]) -> Sample:
     params = sequence.request.sampling
     token_id = greedy
+    if sequence.grammar is not None and not sequence.grammar.look():
+        return Sample(None)
     if changes_logits(sequence) or params.temperature > 0.0:
         token_id = _choose(adjust(logits.float(), sequence, end_token_ids), sequence)
     if params.num_logprobs is None:
@@ -65,7 +68,8 @@ def _choose(logits: Tensor, sequence: Sequence) -> int:
     wide = logits.double()
     weights, token_ids = truncate(torch.softmax((wide - wide.max()) / params.temperature, dim=-1), params)
     cumulative = weights.cumsum(dim=-1)
-    threshold = sequence.random.random() * float(cumulative[-1])
+    total = float(cumulative[-1])
+    # Below the sum even where the product is rounded up to it, so that no token without weight is drawn.
+    threshold = min(sequence.random.random() * total, math.nextafter(total, 0.0))
     position = int(torch.searchsorted(cumulative, threshold, right=True))
-    position = min(position, weights.shape[0] - 1)
     return position if token_ids is None else int(token_ids[position])

@@ -55,13 +55,8 @@ def plan_attention(geometry: StepGeometry, dtype: torch.dtype, device: torch.dev
     return AttentionPlan(
         torch.from_numpy(geometry.new_slots()).to(device),
         tuple(_plan_decodes(spans, geometry, dtype, device) for spans in by_length.values()),
-        plan_prefills(geometry, device),
+        tuple(plan_prefill(span, geometry, device) for span in geometry.spans if span.num_new > 1),
     )
-
-
-def plan_prefills(geometry: StepGeometry, device: torch.device) -> tuple[PrefillSpan, ...]:
-    """Prepare the sequences with several new tokens."""
-    return tuple(_plan_prefill(span, geometry, device) for span in geometry.spans if span.num_new > 1)
 
 
 def block_tables(spans: Sequence[Span], geometry: StepGeometry) -> Ints:
@@ -94,7 +89,8 @@ def _plan_decodes(
     )
 
 
-def _plan_prefill(span: Span, geometry: StepGeometry, device: torch.device) -> PrefillSpan:
+def plan_prefill(span: Span, geometry: StepGeometry, device: torch.device) -> PrefillSpan:
+    """Prepare a sequence with several new tokens."""
     num_computed = span.context_len - span.num_new
     mask = None
     if num_computed > 0:

@@ -12,7 +12,10 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from lorafleet_serving.kernels.geometry import LayerCache, StepGeometry
+from lorafleet_serving.kernels.packed_weight import PackedWeight
 from lorafleet_serving.kernels.segments import LoraRun
+from lorafleet_serving.kernels.weight_format import WeightFormat
+from lorafleet_serving.kernels.weights import Weight
 
 
 class Activation(StrEnum):
@@ -43,12 +46,13 @@ class Kernels(Protocol):
         """Prepare the adapters of a step; `runs` is not empty."""
         ...
 
-    def pack(self, weight: Tensor) -> Tensor:
-        """The weight of a linear layer, [out_features, in_features], in the layout that `linear` reads fastest."""
+    @property
+    def weight_formats(self) -> Sequence[WeightFormat]:
+        """Forms of weights that are multiplied by as they are held."""
         ...
 
-    def linear(self, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-        """x W.T + b."""
+    def pack(self, weight: Weight) -> PackedWeight:
+        """The weight of a linear layer, ready to be multiplied by."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -14,7 +14,10 @@ from torch.nn import functional as F
 from lorafleet_serving.kernels.attention_plan import AttentionPlan, DecodeGroup, PrefillSpan, plan_attention
 from lorafleet_serving.kernels.geometry import LayerCache, StepGeometry
 from lorafleet_serving.kernels.operators import Activation, Rotation
+from lorafleet_serving.kernels.packed_weight import DenseWeight
 from lorafleet_serving.kernels.segments import LoraRun, LoraSegment, segments_at
+from lorafleet_serving.kernels.weight_format import WeightFormat
+from lorafleet_serving.kernels.weights import Weight
 
 
 class ReferenceKernels:
@@ -32,13 +35,14 @@ class ReferenceKernels:
         """Nothing to prepare."""
         return runs
 
-    def pack(self, weight: Tensor) -> Tensor:
-        """As it is."""
-        return weight
+    @property
+    def weight_formats(self) -> Sequence[WeightFormat]:
+        """Torch has products for others, but not on every device."""
+        return (WeightFormat.MODEL,)
 
-    def linear(self, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-        """One matrix product."""
-        return F.linear(x, packed, bias)
+    def pack(self, weight: Weight) -> DenseWeight:
+        """Written out, whatever the form."""
+        return DenseWeight(weight.dense())
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Statistics and product in fp32, one rounding."""

@@ -23,7 +23,5 @@ class ModelBatch(NamedTuple):
     """What they planned for the adapters; None if no row has one."""
     embedding: Sequence[EmbeddingSegment]
     """Rows whose adapters change the embedding."""
-    logits_rows: Tensor
-    """[num_sampled] rows whose next token is wanted"""
-    head_lora: Any
-    """What the operators planned for the adapters of those rows; None if none changes the output head."""
+    output_rows: Tensor
+    """[num_outputs] rows whose last hidden state is wanted"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -43,14 +43,22 @@ class Decoder:
     layers: Sequence[DecoderLayer]
     norm: Norm
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of a hidden state."""
+        return self.linears[-1].site.in_features
+
     def forward(self, batch: ModelBatch, caches: Sequence[LayerCache]) -> Tensor:
-        """Logits [num_sampled, vocab_size] of the rows asked for."""
+        """Hidden states [num_outputs, hidden_size] of the rows asked for, behind the final norm."""
         hidden = self.embedding(batch.token_ids, batch.embedding)  # [num_tokens, hidden_size]
         rotation = self.rotary.rotation(batch.positions)
         delta = None
         for layer, cache in zip(self.layers, caches, strict=True):
             delta = layer(hidden, delta, rotation, cache, batch)
         assert delta is not None, "a model has layers"
-        rows = batch.logits_rows
-        normed = self.norm.add(hidden.index_select(0, rows), delta.index_select(0, rows))
-        return self.linears[-1](normed, batch.head_lora)
+        rows = batch.output_rows
+        return self.norm.add(hidden.index_select(0, rows), delta.index_select(0, rows))
+
+    def head(self, hidden: Tensor, lora: Any) -> Tensor:
+        """Logits [num_rows, vocab_size] of hidden states; `lora` is what the operators planned for their adapters."""
+        return self.linears[-1](hidden, lora)

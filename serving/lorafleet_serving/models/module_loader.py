@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from lorafleet_serving.exceptions import UnsupportedModel
 from lorafleet_serving.kernels.operators import Kernels
+from lorafleet_serving.kernels.weight_format import WeightFormat
 from lorafleet_serving.layers.embedding import Embedding
 from lorafleet_serving.layers.linear import LoraLinear
 from lorafleet_serving.layers.lora_site import LoraSite
@@ -34,6 +35,7 @@ class ModuleLoader:
         dtype: torch.dtype,
         device: torch.device,
         kernels: Kernels,
+        weights: WeightFormat = WeightFormat.MODEL,
     ) -> None:
         self.config: Any = config
         self.kernels = kernels
@@ -41,6 +43,7 @@ class ModuleLoader:
         self._checkpoint = checkpoint
         self._dtype = dtype
         self._device = device
+        self._weights = weights
         self._linears: list[LoraLinear] = []
 
     def require(self, served: Mapping[str, Sequence[object]]) -> None:
@@ -58,7 +61,7 @@ class ModuleLoader:
         """One or more linear layers over the same input, merged along their outputs."""
         weight = self._merged({f"{prefix}.{name}.weight": (size, in_features) for name, size in outputs.items()})
         bias = self._merged({f"{prefix}.{name}.bias": (size,) for name, size in outputs.items()}) if biased else None
-        return self._linear(weight, bias, prefix, outputs)
+        return self._linear(weight, bias, prefix, outputs, self._weights)
 
     def rms_norm(self, name: str, *, offset: float = 0.0) -> RmsNorm:
         """A norm over the hidden size; `offset` is what its weight is stored short of."""
@@ -120,11 +123,13 @@ class ModuleLoader:
         else:
             table = self._checkpoint.take(weight, (config.vocab_size, config.hidden_size))
         bias = self.vector(f"{_HEAD}.bias", config.vocab_size) if biased else None
-        self._linear(table, bias, "", {_HEAD: config.vocab_size})
+        self._linear(table, bias, "", {_HEAD: config.vocab_size}, self._weights.of_head)
 
-    def _linear(self, weight: Tensor, bias: Tensor | None, prefix: str, outputs: Mapping[str, int]) -> LoraLinear:
+    def _linear(
+        self, weight: Tensor, bias: Tensor | None, prefix: str, outputs: Mapping[str, int], form: WeightFormat
+    ) -> LoraLinear:
         site = LoraSite(len(self._linears), prefix, tuple(outputs), weight.shape[1], tuple(outputs.values()))
-        self._linears.append(LoraLinear(weight, bias, site, self.kernels))
+        self._linears.append(LoraLinear(weight, bias, site, self.kernels, form))
         return self._linears[-1]
 
     def _merged(self, shapes: Mapping[str, Sequence[int]]) -> Tensor:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from lorafleet_serving.exceptions import UnsupportedModel
+from lorafleet_serving.exceptions import InvalidSetting, UnsupportedModel
 from lorafleet_serving.kernels.dispatch import kernels_for
 from lorafleet_serving.kernels.geometry import LayerCache
 from lorafleet_serving.kernels.operators import Kernels
+from lorafleet_serving.kernels.weight_format import WeightFormat
 from lorafleet_serving.layers.adapter_base import AdapterBase
 from lorafleet_serving.models.batch import ModelBatch
 from lorafleet_serving.models.checkpoint import Checkpoint
@@ -49,8 +50,17 @@ class LanguageModel(AdapterBase, Protocol):
         """Number of token ids."""
         ...
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of a hidden state."""
+        ...
+
     def forward(self, batch: ModelBatch, caches: Sequence[LayerCache]) -> Tensor:
-        """Logits [num_sampled, vocab_size] of the rows asked for."""
+        """Hidden states [num_outputs, hidden_size] of the rows asked for, behind the final norm."""
+        ...
+
+    def head(self, hidden: Tensor, lora: Any) -> Tensor:
+        """Logits [num_rows, vocab_size] of hidden states; `lora` is what the operators planned for their adapters."""
         ...
 
 
@@ -67,10 +77,17 @@ FAMILIES: dict[str, Family] = {
 """Loaders by the architecture that a config names."""
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device, kernels: Kernels | None = None) -> LanguageModel:
+def load_model(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    kernels: Kernels | None = None,
+    weights: WeightFormat = WeightFormat.MODEL,
+) -> LanguageModel:
     """Load a base model; without `kernels` it takes the fastest that there are.
 
     Raises:
+        InvalidSetting: the operators do not multiply by weights of this form.
         UnsupportedModel: the folder holds no model, or one that is not served.
     """
     config = _read_config(folder)
@@ -82,8 +99,14 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device, kernels: 
         )
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModel(f"base model {folder} has quantized weights (quantization_config): dequantize it first")
+    kernels = kernels or kernels_for(device, dtype)
+    if weights not in kernels.weight_formats:
+        raise InvalidSetting(
+            f"weights is {weights}, which only a CPU with numba serves, and not {device} here: "
+            f"set weights to {WeightFormat.MODEL}, or device to cpu with numba installed"
+        )
     with Checkpoint(folder, dtype, device) as checkpoint:
-        model = family(ModuleLoader(config, checkpoint, dtype, device, kernels or kernels_for(device, dtype)))
+        model = family(ModuleLoader(config, checkpoint, dtype, device, kernels, weights))
         checkpoint.check_all_taken()
     return model
 

@@ -8,6 +8,7 @@ import torch
 from lorafleet_serving.engine.config import DType, EngineConfig
 from lorafleet_serving.engine.device import resolve_device, resolve_dtype
 from lorafleet_serving.exceptions import InvalidSetting
+from lorafleet_serving.kernels.weight_format import WeightFormat
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,8 @@ def test_dtype_is_as_set_or_chosen_for_the_device() -> None:
     assert resolve_dtype(DType.FP32, cpu) is torch.float32
     assert resolve_dtype(DType.BF16, cpu) is torch.bfloat16
     assert resolve_dtype(DType.AUTO, cpu) in (torch.float32, torch.bfloat16)
+
+
+def test_weights_are_the_models_unless_set() -> None:
+    assert EngineConfig(Path("model")).weights is WeightFormat.MODEL
+    assert EngineConfig(Path("model"), weights="nf4").weights is WeightFormat.NF4  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ class SlowEngine:
     """Takes a given time for its one step."""
 
     base_digest = ""
+    hidden_size = 8
     max_model_len = 1
 
     def __init__(self, step_s: float) -> None:

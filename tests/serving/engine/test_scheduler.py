@@ -2,115 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-import pytest
-import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from lorafleet_serving.adapters.slots import DeviceSlots
-from lorafleet_serving.adapters.weights import AdapterWeights
-from lorafleet_serving.engine.block_manager import BlockManager
-from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
-from lorafleet_serving.engine.scheduler import Chunk, Scheduler
+from lorafleet_serving.engine.request import Tenant
 from lorafleet_serving.engine.sequence import Sequence, SequenceStatus
-from lorafleet_serving.kernels.segments import LoraWeights
-
-BLOCK = 4
-ADAPTER_BYTES = 64
-
-
-def make_weights(digest: str, num_bytes: int = ADAPTER_BYTES) -> AdapterWeights:
-    return AdapterWeights(digest, (LoraWeights(torch.zeros(1, num_bytes // 4), ()),))
-
-
-class Slots:
-    """Device slots under the names of adapters."""
-
-    def __init__(self, num_slots: int) -> None:
-        self.tier = DeviceSlots(num_slots * ADAPTER_BYTES, torch.device("cpu"))
-
-    def acquire(self, digest: str) -> bool:
-        return self.tier.acquire(make_weights(digest))
-
-    def release(self, digest: str) -> None:
-        self.tier.release(digest)
-
-
-@dataclass
-class Drive:
-    """What the engine does around the scheduler, without a model."""
-
-    num_blocks: int = 16
-    num_slots: int = 2
-    max_num_seqs: int = 4
-    max_batched_tokens: int = 8
-    max_overtakes: int = 3
-    admitted: list[str] = field(default_factory=list)
-    num_preempted: int = 0
-
-    def __post_init__(self) -> None:
-        self.blocks = BlockManager(self.num_blocks, BLOCK)
-        self.slots = Slots(self.num_slots)
-        self.scheduler = Scheduler(
-            self.blocks,
-            self.slots,
-            max_num_seqs=self.max_num_seqs,
-            max_batched_tokens=self.max_batched_tokens,
-            max_overtakes=self.max_overtakes,
-        )
-        self.num_added = 0
-
-    def add(self, num_tokens: int, num_new: int = 4, adapter: str | None = None, first_token: int = 0) -> Sequence:
-        prompt = tuple(range(first_token, first_token + num_tokens))
-        sampling = SamplingParams(max_new_tokens=num_new)
-        request = GenerationRequest(str(self.num_added), prompt, sampling, adapter)
-        sequence = Sequence(request, self.num_added)
-        self.num_added += 1
-        self.scheduler.add(sequence)
-        return sequence
-
-    def step(self) -> list[Chunk]:
-        running = list(self.scheduler.running)
-        chunks = self.scheduler.schedule()
-        self.check(chunks)
-        self.num_preempted += sum(sequence.status is SequenceStatus.WAITING for sequence in running)
-        self.admitted += [sequence.request_id for sequence, _ in chunks if sequence not in running]
-        for chunk in chunks:
-            sequence, num_tokens = chunk
-            samples = chunk.samples
-            sequence.num_computed += num_tokens
-            self.blocks.remember(sequence, num_tokens)
-            if samples:
-                self.take_token(sequence)
-        self.scheduler.check_integrity()
-        self.slots.tier.check_integrity()
-        return chunks
-
-    def take_token(self, sequence: Sequence) -> None:
-        if sequence.num_generated + 1 >= sequence.request.sampling.max_new_tokens:
-            self.scheduler.finish(sequence)
-        else:
-            sequence.token_ids.append(1000 + sequence.num_generated)
-
-    def check(self, chunks: list[Chunk]) -> None:
-        """The promises that one step makes."""
-        assert sum(num_tokens for _, num_tokens in chunks) <= self.max_batched_tokens
-        assert len({sequence.request_id for sequence, _ in chunks}) == len(chunks)
-        written: list[int] = []
-        for sequence, num_tokens in chunks:
-            assert num_tokens >= 1
-            assert sequence.num_computed + num_tokens <= len(sequence.block_table) * BLOCK
-            last = (sequence.num_computed + num_tokens - 1) // BLOCK
-            written += sequence.block_table[sequence.num_computed // BLOCK : last + 1]
-        assert len(set(written)) == len(written), "two sequences write into one block"
-
-    def run(self, max_steps: int = 2000) -> int:
-        for num_steps in range(max_steps):
-            if not self.scheduler.waiting and not self.scheduler.running:
-                return num_steps
-            assert self.step(), "nothing is scheduled while something waits"
-        pytest.fail(f"not done after {max_steps} steps")
+from tests.serving.engine.drive import Drive
 
 
 def test_long_prompt_is_cut_into_chunks_of_the_token_budget() -> None:
@@ -140,7 +36,7 @@ def test_requests_are_admitted_in_order_of_arrival() -> None:
 def test_last_arrived_sequence_is_preempted_when_blocks_run_out() -> None:
     drive = Drive(num_blocks=5)
     first, second = drive.add(7, num_new=12), drive.add(7, num_new=12, first_token=100)
-    while drive.num_preempted == 0:
+    while drive.num_preemptions == 0:
         drive.step()
     assert first.status is SequenceStatus.RUNNING
     assert second.status is SequenceStatus.WAITING
@@ -152,7 +48,7 @@ def test_preempted_sequence_keeps_its_prefix() -> None:
     drive = Drive(num_blocks=6, max_batched_tokens=16)
     drive.add(7, num_new=14)
     second = drive.add(7, num_new=14, first_token=100)
-    while drive.num_preempted == 0:
+    while drive.num_preemptions == 0:
         drive.step()
     tokens = list(second.token_ids)
     drive.run()
@@ -169,6 +65,67 @@ def test_preempted_sequence_goes_before_later_arrivals() -> None:
     drive.add(2, num_new=1, first_token=200)
     drive.run()
     assert drive.admitted[-2:] == ["1", "2"]
+
+
+def test_higher_priority_goes_first() -> None:
+    drive = Drive(max_num_seqs=1)
+    drive.add(5, num_new=1)
+    for priority in (-1, 0, 2, 0):
+        drive.add(5, num_new=1, first_token=100 + drive.num_added, priority=priority)
+    drive.run()
+    assert drive.admitted == ["3", "0", "2", "4", "1"]
+
+
+def test_lower_priority_waits_no_longer_than_the_head_start() -> None:
+    drive = Drive(max_num_seqs=1, priority_head_start=50)
+    low = drive.add(5, num_new=1, priority=0)
+    num_before = 0
+    while low.status is SequenceStatus.WAITING:
+        drive.add(5, num_new=1, first_token=100 * drive.num_added, priority=1)
+        num_before += sum(num_tokens for sequence, num_tokens in drive.step() if sequence is not low)
+    assert 50 <= num_before <= 60
+
+
+def test_higher_priority_has_a_running_one_of_a_lower_preempted() -> None:
+    drive = Drive(max_num_seqs=1, num_blocks=64)
+    low = drive.add(5, num_new=100, priority=-2)
+    drive.step()
+    high = drive.add(5, num_new=2, first_token=100, priority=2)
+    drive.step()
+    drive.step()
+    assert (low.status, high.status) == (SequenceStatus.WAITING, SequenceStatus.RUNNING)
+    drive.run()
+    assert low.num_generated == 99
+
+
+def test_lowest_priority_is_preempted_when_blocks_run_out() -> None:
+    drive = Drive(num_blocks=5)
+    low = drive.add(7, num_new=12, priority=-1)
+    high = drive.add(7, num_new=12, first_token=100)
+    while drive.num_preemptions == 0:
+        drive.step()
+    assert (low.status, high.status) == (SequenceStatus.WAITING, SequenceStatus.RUNNING)
+    drive.run()
+
+
+def test_prompts_are_prefilled_no_faster_than_the_pace_beside_decodes() -> None:
+    drive = Drive(max_prefill_tokens=2)
+    short = drive.add(3, num_new=4)
+    drive.step()
+    long = drive.add(20, first_token=100)
+    steps = [{chunk.sequence: chunk.num_tokens for chunk in drive.step()} for _ in range(4)]
+    assert steps == [{short: 1, long: 2}] * 3 + [{long: 8}]
+
+
+def test_tenants_share_the_prefill_budget() -> None:
+    drive = Drive(num_blocks=64)
+    for number in range(3):
+        drive.add(40, num_new=1, first_token=100 * number, tenant=Tenant("greedy"))
+    drive.step()
+    other = drive.add(6, num_new=1, first_token=900, tenant=Tenant("other"))
+    drive.step()
+    drive.step()
+    assert other.status is SequenceStatus.FINISHED
 
 
 def test_adapter_without_room_is_overtaken_a_bounded_number_of_times() -> None:
@@ -197,10 +154,7 @@ def test_aborted_sequence_gives_back_everything() -> None:
     drive.step()
     drive.scheduler.finish(running)
     drive.scheduler.finish(waiting)
-    drive.scheduler.check_integrity()
-    assert drive.blocks.num_free == drive.num_blocks
-    assert drive.slots.acquire("c")
-    assert drive.slots.acquire("d")
+    drive.check_empty()
 
 
 request_strategy = st.tuples(
@@ -243,6 +197,4 @@ def test_every_request_ends_and_nothing_leaks(
             if due <= now and aborted.status is not SequenceStatus.FINISHED:
                 drive.scheduler.finish(aborted)
     drive.run()
-    assert drive.blocks.num_free == num_blocks
-    for index in range(num_slots):
-        assert drive.slots.acquire(f"new-{index}"), "an adapter is held by nobody"
+    drive.check_empty()

@@ -15,6 +15,7 @@ from lorafleet_serving.kernels.geometry import LayerCache, Span, StepGeometry
 from lorafleet_serving.kernels.lora_table import Ints, address_table
 from lorafleet_serving.kernels.operators import Activation, Kernels, Rotation
 from lorafleet_serving.kernels.segments import LoraRun, LoraSlice, LoraWeights
+from lorafleet_serving.kernels.weights import PlainWeight
 from tests.serving.kernels.forms import FORMS, make_kernels
 
 NUM_KV_HEADS, GROUP, HEAD_DIM = 2, 3, 8
@@ -177,7 +178,7 @@ def test_norm_gate_and_linear_layer(form: str, dtype: torch.dtype, tolerance: fl
         torch.testing.assert_close(found, opened * up, atol=tolerance, rtol=tolerance)
     wide, bias = torch.randn(7, 16).to(dtype), torch.randn(7).to(dtype)
     wanted = x.double() @ wide.double().T + bias.double()
-    found = kernels.linear(x, kernels.pack(wide), bias).double()
+    found = kernels.pack(PlainWeight(wide)).linear(x, bias).double()
     torch.testing.assert_close(found, wanted, atol=4 * tolerance, rtol=tolerance)
 
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from lorafleet_serving.kernels.segments import LoraRun, LoraSlice, LoraWeights
+from lorafleet_serving.kernels.weight_format import WeightFormat
+from lorafleet_serving.kernels.weights import quantize
 from lorafleet_serving.layers.linear import LoraLinear
 from lorafleet_serving.layers.lora_site import LoraSite
 from tests.serving.kernels.forms import make_kernels
@@ -37,3 +40,14 @@ def test_site_that_no_adapter_touches_is_the_base_models() -> None:
 def test_bias_is_added() -> None:
     x = torch.randn(5, 6)
     torch.testing.assert_close(make_linear(torch.ones(7))(x, None), make_linear()(x, None) + 1)
+
+
+@pytest.mark.parametrize("form", WeightFormat)
+def test_norms_and_projections_are_those_of_the_weight_that_is_served(form: WeightFormat) -> None:
+    torch.manual_seed(0)
+    weight, site = torch.randn(48, 64), LoraSite(0, "mlp", ("gate", "up"), 64, (32, 16))
+    linear, rows = LoraLinear(weight, torch.ones(48), site, make_kernels("cpu"), form), torch.randn(7, 64)
+    served = quantize(weight, form, site.out_features).dense()
+    torch.testing.assert_close(linear.row_norms, served.norm(dim=1))
+    for num_rows in (2, 7):
+        torch.testing.assert_close(linear.project(rows[:num_rows]), rows[:num_rows] @ served.T, atol=1e-4, rtol=1e-4)

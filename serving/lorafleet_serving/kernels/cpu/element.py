@@ -1,4 +1,4 @@
-"""Elements of tensors inside compiled code: bf16 or fp32 in memory, always fp32 in arithmetic.
+"""Elements of tensors inside compiled code: bf16, fp32 or codes of 8 bits in memory, always fp32 in arithmetic.
 
 Compiled operators take addresses instead of arrays, since wrapping a tensor costs more than many an operator does. A
 *tag*, a numpy scalar of the element's type, tells the compiler what lies at an address; bf16 goes by uint16, which
@@ -66,7 +66,7 @@ def narrow(value: Any, tag: Any) -> Any:
 def _widen(element: Any) -> Any:
     if element == types.uint16:
         return lambda element: np.uint32(np.uint32(element) << np.uint32(16)).view(np.float32)
-    return lambda element: element
+    return lambda element: np.float32(element)
 
 
 @overload(narrow, inline="always", strict=False)

@@ -12,22 +12,28 @@ import numba
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lorafleet_serving.kernels.attention_plan import PrefillSpan, block_tables, plan_prefills
+from lorafleet_serving.kernels.attention_plan import PrefillSpan, block_tables, plan_prefill
 from lorafleet_serving.kernels.cpu import attention, gate, lora, norm
 from lorafleet_serving.kernels.cpu.element import TAGS
-from lorafleet_serving.kernels.geometry import LayerCache, StepGeometry
+from lorafleet_serving.kernels.cpu.packed import OneDnnWeight, PackedInt4, PackedInt8, PackedNf4
+from lorafleet_serving.kernels.geometry import LayerCache, Span, StepGeometry
 from lorafleet_serving.kernels.lora_table import Ints
+from lorafleet_serving.kernels.nf4 import Nf4Weight
 from lorafleet_serving.kernels.operators import Activation, Rotation
+from lorafleet_serving.kernels.packed_weight import DenseWeight, PackedWeight
 from lorafleet_serving.kernels.reference import add_segment, prefill_attention
 from lorafleet_serving.kernels.segments import LoraRun, segments_at
+from lorafleet_serving.kernels.weight_format import WeightFormat
+from lorafleet_serving.kernels.weights import Int4Weight, Int8Weight, Weight
 
 _CPU = torch.device("cpu")
-_PACKED_FOR_ROWS = 32
-"""Rows that the packed layout is chosen for; it serves one row, and a thousand, as well."""
 _LONG_RUN = 64
 """Rows of one adapter from which on torch's matrix products are faster."""
+
+
+_SHORT_PREFILL = 2048
+"""Scores of a head, new tokens by context, up to which a prefill is computed row by row like decodes."""
 
 
 class CpuAttentionPlan(NamedTuple):
@@ -36,11 +42,11 @@ class CpuAttentionPlan(NamedTuple):
     slots: Ints
     """[num_tokens] slot that each row's key and value go to"""
     rows: Ints
-    """[num_decodes] rows of the sequences with one new token"""
+    """[num_single] rows that are attended one by one"""
     tables: Ints
-    """[num_decodes, num_blocks] their blocks"""
+    """[num_single, num_blocks] their blocks"""
     context_lens: Ints
-    """[num_decodes]"""
+    """[num_single] tokens that each sees"""
     block_size: int
     prefills: tuple[PrefillSpan, ...]
 
@@ -64,15 +70,17 @@ class CpuKernels:
         numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
     def plan_attention(self, geometry: StepGeometry) -> CpuAttentionPlan:
-        """Block tables of the decodes; prefills as torch wants them."""
-        decodes = [span for span in geometry.spans if span.num_new == 1]
+        """Decodes and short prefills row by row, by their blocks; long prefills as torch wants them."""
+        short = [span for span in geometry.spans if _is_short(span)]
+        counts = [span.num_new for span in short]
         return CpuAttentionPlan(
             slots=geometry.new_slots(),
-            rows=np.array([span.start for span in decodes], dtype=np.int64),
-            tables=block_tables(decodes, geometry) if decodes else np.empty((0, 0), dtype=np.int64),
-            context_lens=np.array([span.context_len for span in decodes], dtype=np.int64),
+            rows=_ranges([(span.start, span.end) for span in short]),
+            tables=block_tables(short, geometry).repeat(counts, axis=0) if short else np.empty((0, 0), dtype=np.int64),
+            # The row of a token sees the context up to that token.
+            context_lens=_ranges([(span.context_len - span.num_new + 1, span.context_len + 1) for span in short]),
             block_size=geometry.block_size,
-            prefills=plan_prefills(geometry, _CPU),
+            prefills=tuple(plan_prefill(span, geometry, _CPU) for span in geometry.spans if not _is_short(span)),
         )
 
     def plan_lora(self, runs: Sequence[LoraRun]) -> CpuLoraPlan:
@@ -85,19 +93,20 @@ class CpuKernels:
             long_runs=tuple(run for run in runs if run.end - run.start >= _LONG_RUN),
         )
 
-    def pack(self, weight: Tensor) -> Tensor:
-        """In oneDNN's own layout, which saves it the rearranging at each call."""
-        if not self._packs:
-            return weight
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR_ROWS)
-        return packed
+    @property
+    def weight_formats(self) -> Sequence[WeightFormat]:
+        """All there are."""
+        return tuple(WeightFormat)
 
-    def linear(self, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-        """One matrix product."""
-        if not packed.is_mkldnn:
-            return F.linear(x, packed, bias)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-        return y
+    def pack(self, weight: Weight) -> PackedWeight:
+        """In the layout of the product that is fastest for the form."""
+        if isinstance(weight, Int8Weight):
+            return PackedInt8(weight, self._pack_dense(weight.dense()))
+        if isinstance(weight, Int4Weight):
+            return PackedInt4.of(weight)
+        if isinstance(weight, Nf4Weight):
+            return PackedNf4.of(weight)
+        return self._pack_dense(weight.values)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """In one pass over the row."""
@@ -154,7 +163,19 @@ class CpuKernels:
         for segment in segments_at(plan.long_runs, site):
             add_segment(x, y, segment)
 
+    def _pack_dense(self, weight: Tensor) -> PackedWeight:
+        return OneDnnWeight.of(weight) if self._packs else DenseWeight(weight)
+
 
 def _shape(qkv: Tensor, cache: LayerCache) -> tuple[int, int, int, int]:
     num_kv_heads, num_slots, head_dim = cache.keys.shape
     return qkv.shape[1] - 2 * num_kv_heads, num_kv_heads, head_dim, num_slots
+
+
+def _is_short(span: Span) -> bool:
+    return span.num_new == 1 or span.num_new * span.context_len <= _SHORT_PREFILL
+
+
+def _ranges(ends: Sequence[tuple[int, int]]) -> Ints:
+    """The numbers of each range, one range behind the other."""
+    return np.concatenate([np.empty(0, dtype=np.int64), *(np.arange(first, last) for first, last in ends)])

@@ -13,6 +13,7 @@ import numpy as np
 from numba import prange
 
 from lorafleet_serving.kernels import lora_table
+from lorafleet_serving.kernels.cpu.dot import dot, dot_1_by_4, dot_4_by_2, widened
 from lorafleet_serving.kernels.cpu.element import Tag, compiled, compiled_parallel, matrix, narrow, widen
 from lorafleet_serving.kernels.lora_table import Ints
 
@@ -52,21 +53,12 @@ def _add_unit(tag: Tag, x: int, y: int, in_features: int, out_features: int, uni
     if entry[lora_table.NUM_SLICES] == 0:
         return
     first, last, num_ranks = unit[0], unit[1], entry[lora_table.NUM_RANKS]
-    wide = _widened(matrix(x, last, in_features, tag)[first:last])
+    wide = widened(matrix(x, last, in_features, tag)[first:last])
     v = np.empty((last - first, num_ranks), dtype=np.float32)
     _shrink(wide, matrix(entry[lora_table.A], num_ranks, in_features, tag), v)
     target = matrix(y, last, out_features, tag)[first:last]
     for part in range(entry[lora_table.NUM_SLICES]):
         _expand(tag, v, entry[lora_table.SLICES + part * lora_table.SLICE_WIDTH :], target)
-
-
-@compiled
-def _widened(x: Any) -> Any:
-    wide = np.empty(x.shape, dtype=np.float32)
-    for row in range(x.shape[0]):
-        for k in range(x.shape[1]):
-            wide[row, k] = widen(x[row, k])
-    return wide
 
 
 @compiled
@@ -77,56 +69,19 @@ def _shrink(x: Any, a: Any, v: Any) -> None:
     while row + 4 <= num_rows:
         rank = 0
         while rank + 2 <= num_ranks:
-            _dot_4_by_2(x[row], x[row + 1], x[row + 2], x[row + 3], a[rank], a[rank + 1], v[row : row + 4, rank:])
+            dot_4_by_2(x[row], x[row + 1], x[row + 2], x[row + 3], a[rank], a[rank + 1], v[row : row + 4, rank:])
             rank += 2
         if rank < num_ranks:
             for last in range(row, row + 4):
-                v[last, rank] = _dot(x[last], a[rank])
+                v[last, rank] = dot(x[last], a[rank])
         row += 4
     for last in range(row, num_rows):
         rank = 0
         while rank + 4 <= num_ranks:
-            _dot_1_by_4(x[last], a[rank], a[rank + 1], a[rank + 2], a[rank + 3], v[last, rank:])
+            dot_1_by_4(x[last], a[rank], a[rank + 1], a[rank + 2], a[rank + 3], v[last, rank:])
             rank += 4
         for rest in range(rank, num_ranks):
-            v[last, rest] = _dot(x[last], a[rest])
-
-
-@compiled
-def _dot(x: Any, a: Any) -> Any:
-    total = np.float32(0)
-    for k in range(x.shape[0]):
-        total += x[k] * widen(a[k])
-    return total
-
-
-@compiled
-def _dot_1_by_4(x: Any, a0: Any, a1: Any, a2: Any, a3: Any, v: Any) -> None:
-    s0 = s1 = s2 = s3 = np.float32(0)
-    for k in range(x.shape[0]):
-        value = x[k]
-        s0 += value * widen(a0[k])
-        s1 += value * widen(a1[k])
-        s2 += value * widen(a2[k])
-        s3 += value * widen(a3[k])
-    v[0], v[1], v[2], v[3] = s0, s1, s2, s3
-
-
-@compiled
-def _dot_4_by_2(x0: Any, x1: Any, x2: Any, x3: Any, a0: Any, a1: Any, v: Any) -> None:
-    s00 = s01 = s10 = s11 = s20 = s21 = s30 = s31 = np.float32(0)
-    for k in range(x0.shape[0]):
-        w0, w1 = widen(a0[k]), widen(a1[k])
-        s00 += x0[k] * w0
-        s01 += x0[k] * w1
-        s10 += x1[k] * w0
-        s11 += x1[k] * w1
-        s20 += x2[k] * w0
-        s21 += x2[k] * w1
-        s30 += x3[k] * w0
-        s31 += x3[k] * w1
-    v[0, 0], v[0, 1], v[1, 0], v[1, 1] = s00, s01, s10, s11
-    v[2, 0], v[2, 1], v[3, 0], v[3, 1] = s20, s21, s30, s31
+            v[last, rest] = dot(x[last], a[rest])
 
 
 @compiled

@@ -1,0 +1,119 @@
+"""From the headers of a request to who asks, and the guard before all routes that work for callers."""
+
+from __future__ import annotations
+
+import hmac
+import time
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from lorafleet_serving.api.errors import error_response
+from lorafleet_serving.api_keys import ADMIN, ApiKey, ApiKeys, Scope as KeyScope
+from lorafleet_serving.caller import Caller
+from lorafleet_serving.engine.request import ANONYMOUS, PRIORITIES
+from lorafleet_serving.exceptions import Forbidden, InvalidRequest, Unauthorized
+
+TIMEOUT_HEADER = "x-request-timeout-s"
+PRIORITY_HEADER = "x-request-priority"
+_LONGEST_TIMEOUT_S = 86400.0
+_SIGNED_PATH = "/v1/registry/webhook"
+"""Has no use for a key: its deliveries are signed."""
+
+
+class Callers:
+    """Knows the keys, if callers are told apart, and the admin token."""
+
+    def __init__(self, keys: ApiKeys | None, admin_token: str | None) -> None:
+        self._keys = keys
+        self._admin_token = admin_token
+
+    def is_admin(self, headers: Headers) -> bool:
+        """Whether a request carries the admin token."""
+        return self._admin_token is not None and hmac.compare_digest(
+            _shown(headers).encode(), self._admin_token.encode()
+        )
+
+    def identify(self, headers: Headers) -> Caller:
+        """Who sends a request.
+
+        Raises:
+            Unauthorized: it carries no key that is known, and must.
+            Forbidden: its priority is above the key's.
+            InvalidRequest: a header is no number, or out of range.
+        """
+        is_admin = self.is_admin(headers)
+        key = None if is_admin else self._find(headers)
+        priority = _priority(headers)
+        if key is not None and priority > key.max_priority:
+            raise Forbidden(f"{PRIORITY_HEADER} is {priority}, the key's highest is {key.max_priority}")
+        tenant = key.tenant if key is not None else ANONYMOUS if self._keys is None else ADMIN
+        return Caller(
+            tenant=tenant,
+            names_versions=is_admin or (key is not None and KeyScope.VERSIONS in key.scopes),
+            priority=priority,
+            deadline=_deadline(headers),
+        )
+
+    def check(self, headers: Headers) -> None:
+        """Check the key that a request carries.
+
+        Raises:
+            Unauthorized: it carries none that is known, and must.
+        """
+        if not self.is_admin(headers):
+            self._find(headers)
+
+    def _find(self, headers: Headers) -> ApiKey | None:
+        if self._keys is None:
+            return None
+        key = self._keys.find(_shown(headers))
+        if key is None:
+            raise Unauthorized("send a key of this pod: Authorization: Bearer <key>")
+        return key
+
+
+class KeyGuard:
+    """Turns away every POST without a key before its body is read; what is only looked at stays open."""
+
+    def __init__(self, app: ASGIApp, callers: Callers) -> None:
+        self._app = app
+        self._callers = callers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] != _SIGNED_PATH:
+            try:
+                self._callers.check(Headers(scope=scope))
+            except Unauthorized as error:
+                await error_response(scope["path"], error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _shown(headers: Headers) -> str:
+    scheme, _, shown = headers.get("authorization", "").partition(" ")
+    return shown.strip() if scheme.lower() == "bearer" else ""
+
+
+def _priority(headers: Headers) -> int:
+    text = headers.get(PRIORITY_HEADER, "0")
+    digits = text.removeprefix("-")
+    # Longer ones are not even read: they are out of range, and int() takes long for very long ones.
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 3 and int(text) in PRIORITIES):
+        limit = f"a whole number from {PRIORITIES[0]} to {PRIORITIES[-1]}"
+        raise InvalidRequest(f"{PRIORITY_HEADER} is {text[:20]!r}, it must be {limit}", field=PRIORITY_HEADER)
+    return int(text)
+
+
+def _deadline(headers: Headers) -> float | None:
+    text = headers.get(TIMEOUT_HEADER)
+    if text is None:
+        return None
+    try:
+        timeout_s = float(text)
+    except ValueError:
+        timeout_s = 0.0
+    if not 0.0 < timeout_s <= _LONGEST_TIMEOUT_S:
+        limit = f"a number of seconds above 0 and at most {_LONGEST_TIMEOUT_S:.0f}"
+        raise InvalidRequest(f"{TIMEOUT_HEADER} is {text[:20]!r}, it must be {limit}", field=TIMEOUT_HEADER)
+    return time.monotonic() + timeout_s

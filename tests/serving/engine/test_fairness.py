@@ -1,0 +1,147 @@
+"""How long somebody with one request waits behind others whose queues never end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import HealthCheck, event, given, settings, strategies as st
+
+from lorafleet_serving.engine.request import ANONYMOUS, Tenant
+from lorafleet_serving.engine.sequence import Sequence, SequenceStatus
+from tests.serving.engine.drive import Drive
+
+BUDGET = 8
+NUM_SEQS = 4
+
+
+@dataclass
+class Greedy:
+    """Somebody of whom two requests wait at all times."""
+
+    tenant: Tenant
+    adapter: str | None
+    priority: int
+    prompt_len: int
+    num_new: int
+
+    def __post_init__(self) -> None:
+        self.sequences: list[Sequence] = []
+
+    def top_up(self, drive: Drive) -> None:
+        waiting = sum(sequence.status is SequenceStatus.WAITING for sequence in self.sequences)
+        for _ in range(2 - waiting):
+            first_token = 100 * drive.num_added  # No two prompts share a block.
+            self.sequences.append(
+                drive.add(
+                    self.prompt_len, self.num_new, self.adapter, first_token, tenant=self.tenant, priority=self.priority
+                )
+            )
+
+    @property
+    def num_charged(self) -> int:
+        return sum(sequence.num_charged for sequence in self.sequences)
+
+
+def tokens_before_first_token(drive: Drive, others: list[Greedy], newcomer: Sequence) -> int:
+    """New tokens that are computed for others until the newcomer has its first."""
+    before = sum(other.num_charged for other in others)
+    while newcomer.num_generated == 0 and newcomer.status is not SequenceStatus.FINISHED:
+        for other in others:
+            other.top_up(drive)
+        drive.step()
+    return sum(other.num_charged for other in others) - before
+
+
+def allowance(drive: Drive, others: list[Greedy], newcomer: Sequence, weights: list[float]) -> float:
+    """The bound that the scheduler states: `weights` are those of the others, the newcomer's being 1."""
+    ours = newcomer.request
+    own = drive.fairness_slack + len(ours.prompt_token_ids) / ours.tenant.weight
+    head_starts = [max(0, other.priority - ours.priority) * drive.priority_head_start for other in others]
+    tokens = sum(weight * (own + head_start) for weight, head_start in zip(weights, head_starts, strict=True))
+    return tokens + 2 * NUM_SEQS * BUDGET
+
+
+weight_strategy = st.sampled_from([0.5, 1.0, 4.0])
+adapter_strategy = st.sampled_from([None, "a", "b", "c"])
+size_strategy = {"prompt_len": st.integers(1, 24), "num_new": st.integers(1, 30)}
+greedy_tenants = st.lists(
+    st.tuples(weight_strategy, adapter_strategy, st.integers(-1, 1), *size_strategy.values()), min_size=1, max_size=3
+)
+greedy_adapters = st.lists(
+    st.tuples(adapter_strategy, st.integers(-1, 1), *size_strategy.values()),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda item: item[0],
+)
+drives = st.builds(
+    Drive,
+    num_blocks=st.sampled_from([16, 20, 64]),
+    num_slots=st.integers(1, 3),
+    max_num_seqs=st.just(NUM_SEQS),
+    max_batched_tokens=st.just(BUDGET),
+    max_prefill_tokens=st.sampled_from([2, BUDGET]),
+    max_overtakes=st.sampled_from([0, 3, 100]),
+    fairness_slack=st.sampled_from([16, 64]),
+    priority_head_start=st.sampled_from([0, 64]),
+)
+profile = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@profile
+@given(
+    drive=drives,
+    greedy=greedy_tenants,
+    newcomer=st.tuples(weight_strategy, adapter_strategy, st.integers(-1, 1), st.integers(1, 30)),
+    num_steps=st.integers(1, 80),
+)
+def test_greedy_tenants_delay_another_by_no_more_than_stated(
+    drive: Drive,
+    greedy: list[tuple[float, str | None, int, int, int]],
+    newcomer: tuple[float, str | None, int, int],
+    num_steps: int,
+) -> None:
+    others = [Greedy(Tenant(f"greedy-{index}", item[0]), *item[1:]) for index, item in enumerate(greedy)]
+    for _ in range(num_steps):
+        for other in others:
+            other.top_up(drive)
+        drive.step()
+    weight, adapter, priority, prompt_len = newcomer
+    sequence = drive.add(prompt_len, 2, adapter, 90, tenant=Tenant("newcomer", weight), priority=priority)
+    waited = tokens_before_first_token(drive, others, sequence)
+    event(f"preempted {min(drive.num_preemptions, 3)}")
+    assert waited <= allowance(drive, others, sequence, [other.tenant.weight for other in others])
+
+
+@profile
+@given(
+    drive=drives,
+    greedy=greedy_adapters,
+    newcomer=st.tuples(st.integers(-1, 1), st.integers(1, 30)),
+    num_steps=st.integers(1, 80),
+)
+def test_greedy_adapters_delay_another_by_no_more_than_stated(
+    drive: Drive, greedy: list[tuple[str | None, int, int, int]], newcomer: tuple[int, int], num_steps: int
+) -> None:
+    others = [Greedy(ANONYMOUS, *rest) for rest in greedy]
+    for _ in range(num_steps):
+        for other in others:
+            other.top_up(drive)
+        drive.step()
+    priority, prompt_len = newcomer
+    sequence = drive.add(prompt_len, 2, "newcomer", 90, priority=priority)
+    waited = tokens_before_first_token(drive, others, sequence)
+    event(f"preempted {min(drive.num_preemptions, 3)}")
+    assert waited <= allowance(drive, others, sequence, [1.0] * len(others))
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_tenants_that_always_ask_share_by_weight(weight: float) -> None:
+    drive = Drive(num_blocks=64)
+    tenants = [Greedy(Tenant("light", 1.0), None, 0, 5, 40), Greedy(Tenant("heavy", weight), "a", 0, 20, 5)]
+    for _ in range(2000):
+        for tenant in tenants:
+            tenant.top_up(drive)
+        drive.step()
+    light, heavy = (tenant.num_charged for tenant in tenants)
+    assert abs(heavy / weight - light) <= 2 * drive.fairness_slack

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from lorafleet_serving.engine.prefill_pace import FEWEST_TOKENS, PrefillPace
+
+
+def settle(pace: PrefillPace, decode_s: float, token_s: float, num_steps: int = 30) -> float:
+    """How many times a decode the last of some steps took, on a machine with such costs."""
+    for _ in range(num_steps):
+        pace.observe(8, 0, decode_s)
+        seconds = decode_s + pace.num_tokens * token_s
+        pace.observe(8, pace.num_tokens, seconds)
+    return seconds / decode_s
+
+
+@pytest.mark.parametrize("token_s", [0.0001, 0.0005, 0.001])
+def test_steps_with_prompts_last_as_long_as_they_may(token_s: float) -> None:
+    assert settle(PrefillPace(2.5, 512), 0.03, token_s) == pytest.approx(2.5, abs=0.1)
+
+
+def test_steps_follow_a_prompt_that_becomes_dearer() -> None:
+    pace = PrefillPace(2.5, 512)
+    settle(pace, 0.03, 0.0002)
+    assert settle(pace, 0.03, 0.002, num_steps=8) <= 2.6
+
+
+def test_a_prompt_goes_on_even_where_its_tokens_are_dear() -> None:
+    pace = PrefillPace(2.5, 512)
+    settle(pace, 0.001, 0.1)
+    assert pace.num_tokens == FEWEST_TOKENS
+
+
+def test_no_more_than_the_budget_of_a_step_is_taken() -> None:
+    pace = PrefillPace(1000.0, 64)
+    settle(pace, 0.03, 0.00001)
+    assert pace.num_tokens == 64
+
+
+def test_one_quick_step_does_not_make_the_next_one_long() -> None:
+    pace = PrefillPace(2.5, 512)
+    settle(pace, 0.03, 0.001)
+    before = pace.num_tokens
+    pace.observe(8, before, 0.03)
+    assert pace.num_tokens <= 1.5 * before
+
+
+def test_steps_without_decodes_teach_nothing() -> None:
+    pace = PrefillPace(2.5, 512)
+    before = pace.num_tokens
+    pace.observe(0, 512, 10.0)
+    assert pace.num_tokens == before
