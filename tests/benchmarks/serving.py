@@ -3,7 +3,7 @@
 Decoding alone is measured on all sides: the time between the first and the last token of a batch. Peers are
 transformers and PEFT on the same weights, prompts and adapters. Two limits stand beside them: `bound`, the model's
 linear layers alone through oneDNN, the faster of packed and plain weights; and `bandwidth`, the time that reading the
-weights once from memory takes.
+weights once from memory takes. `ours.int8` is the engine with weights of 8 bits.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.engine.engine import Engine
 from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
+from lorafleet_serving.kernels.weight_format import WeightFormat
 from tests.benchmarks.adapters import MOST_ADAPTERS, PROMPT, RANK, write_adapters
 from tests.benchmarks.limits import Limits
 from tests.benchmarks.load import measure_load
@@ -71,11 +72,13 @@ def measure(model: Path, repeats: int, load: LoadPlan, report: Report) -> dict[s
 def _contenders(model: Path, adapters: Mapping[str, Path], report: Report) -> dict[str, Callable[[], float]]:
     report("loading the engine, and transformers with PEFT")
     ours = OurEngine(model, adapters)
+    int8 = OurEngine(model, adapters, WeightFormat.INT8)
     peers = Peers(model, adapters)
     limits = Limits(model, RANK)
     return {
         "bound.batch": lambda: limits.linears(NUM_SEQS),
         "ours.base": lambda: ours.decode(NUM_SEQS, 0),
+        "ours.int8_batch": lambda: int8.decode(NUM_SEQS, 0),
         "ours.adapters_1": lambda: ours.decode(NUM_SEQS, 1),
         "ours.adapters_8": lambda: ours.decode(NUM_SEQS, 8),
         "ours.adapters_25": lambda: ours.decode(NUM_SEQS, 25),
@@ -85,6 +88,7 @@ def _contenders(model: Path, adapters: Mapping[str, Path], report: Report) -> di
         "bound.single": lambda: limits.linears(1),
         "ours.single_base": lambda: ours.decode(1, 0),
         "ours.single_adapter": lambda: ours.decode(1, 1),
+        "ours.int8_single": lambda: int8.decode(1, 0),
         "bandwidth.batch": lambda: limits.bandwidth(NUM_SEQS, 0),
         "bandwidth.adapters_8": lambda: limits.bandwidth(NUM_SEQS, 8),
         "bandwidth.adapters_25": lambda: limits.bandwidth(NUM_SEQS, 25),
@@ -95,9 +99,10 @@ def _contenders(model: Path, adapters: Mapping[str, Path], report: Report) -> di
 class OurEngine:
     """The engine, without the processes around it."""
 
-    def __init__(self, model: Path, adapters: Mapping[str, Path]) -> None:
+    def __init__(self, model: Path, adapters: Mapping[str, Path], weights: WeightFormat = WeightFormat.MODEL) -> None:
+        threads = torch.get_num_threads()
         # Prefix caching would spare us the prefill that the peers do; only decoding is timed, but let all do the same.
-        self._engine = Engine(EngineConfig(model, num_threads=torch.get_num_threads(), prefix_caching=False))
+        self._engine = Engine(EngineConfig(model, weights=weights, num_threads=threads, prefix_caching=False))
         self._names = list(adapters)
         for name, folder in adapters.items():
             self._engine.load_adapter(name, folder)

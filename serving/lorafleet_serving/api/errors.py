@@ -121,9 +121,17 @@ def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     if first["type"] == "json_invalid":
         message = f"the body is not JSON, from character {first['loc'][-1]} on: {first['ctx']['error']}"
         return _response(request.url.path, message, _ANSWERS[InvalidRequest], None)
-    place = [str(part) for part in first["loc"] if part != "body"]
-    message = f"{'.'.join(place) or 'body'}: {first['msg']}"
+    # Where a field may be of several types, the one that it nearly is tells more than those that it is not.
+    same_field = [found for found in error.errors() if found["loc"][:2] == first["loc"][:2]]
+    told = next((found for found in same_field if not found["type"].endswith("_type")), first)
+    place = [str(part) for part in told["loc"] if part != "body" and _is_name(part)]
+    message = f"{'.'.join(place) or 'body'}: {told['msg']}"
     return _response(request.url.path, message, _ANSWERS[InvalidRequest], place[0] if place else None)
+
+
+def _is_name(part: str | int) -> bool:
+    """Whether a part of a place is a field's or an item's, and not a name that one of several types has."""
+    return isinstance(part, int) or part.isidentifier()
 
 
 def _answer_http(request: Request, error: Exception) -> JSONResponse:

@@ -30,15 +30,18 @@ class _FirstErrorOnly(FailFast):
 
 FirstErrorOnly = _FirstErrorOnly()
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
-TokenId = Annotated[StrictInt, Field(ge=0)]
-Tokens = Annotated[list[TokenId], FirstErrorOnly, Field(min_length=1)]
 Strings = Annotated[list[str], FirstErrorOnly]
 Text = Annotated[str, Field(min_length=1)]
+# What a prompt must not be stands in the document alone: routes tell it in better words than a union of types can.
+_NOT_EMPTY = Field(json_schema_extra={"minItems": 1})
+TokenId = Annotated[StrictInt, Field(json_schema_extra={"minimum": 0})]
+PromptText = Annotated[str, Field(json_schema_extra={"minLength": 1})]
+Tokens = Annotated[list[TokenId], FirstErrorOnly, _NOT_EMPTY]
 Prompt = (
-    Text
+    PromptText
     | Tokens
-    | Annotated[list[Text], FirstErrorOnly, Field(min_length=1)]
-    | Annotated[list[Tokens], FirstErrorOnly, Field(min_length=1)]
+    | Annotated[list[PromptText], FirstErrorOnly, _NOT_EMPTY]
+    | Annotated[list[Tokens], FirstErrorOnly, _NOT_EMPTY]
 )
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 StopStrings = Annotated[list[StopString], FirstErrorOnly, Field(max_length=MAX_STOP_STRINGS)]

@@ -49,7 +49,8 @@ def found_in(pieces: Sequence[str], use: ToolUse) -> tuple[str, list[tuple[str, 
     return "".join(part for part in parts if isinstance(part, str)), calls
 
 
-LOOKED, PINGED = ("look", {"city": "Rome"}), ("ping", {})
+LOOKED: tuple[str, Any] = ("look", {"city": "Rome"})
+PINGED: tuple[str, Any] = ("ping", {})
 
 
 @pytest.mark.parametrize(

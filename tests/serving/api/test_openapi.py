@@ -34,8 +34,7 @@ CHECKS = [
     negative_data_rejection,
     unsupported_method,
 ]
-HEADERS = {"x-request-timeout-s": "60"}
-"""A case that sets its own limit may well be given up, as it asks to be."""
+TIMEOUT_HEADER = "x-request-timeout-s"
 PLAIN = ("get", "head")
 DESCRIBED = {200, 401, 403, 404, 409, 410, 413, 422, 429, 500, 503, 504, 507}
 
@@ -58,12 +57,21 @@ def _reach_the_model(context: object, body: Any) -> Any:
     return body
 
 
+def _patience(case: Case[Any]) -> dict[str, str]:
+    """A case with a time limit of its own would be given up, just as it asks to be."""
+    try:
+        return {TIMEOUT_HEADER: "60"} if float(dict(case.headers or {})[TIMEOUT_HEADER]) > 0 else {}
+    except (KeyError, ValueError, TypeError):
+        return {}
+
+
 def _modes(operation: Any) -> Iterator[tuple[GenerationMode, int]]:
     """How many cases of each kind: what reads a body gets most of them, what reads nothing has one."""
     if operation.method in PLAIN:
         yield GenerationMode.POSITIVE, 1
     else:
-        share = -(-NUM_CASES // 26)
+        # For 13 routes, right and wrong; some have fewer different cases than their share.
+        share = -(-NUM_CASES // 22)
         yield GenerationMode.POSITIVE, share
         yield GenerationMode.NEGATIVE, share
 
@@ -88,7 +96,7 @@ def test_answers_are_as_described(document: BaseSchema) -> None:
             def check(case: Case[Any]) -> None:
                 nonlocal num_cases
                 num_cases += 1
-                response = case.call(headers=HEADERS, timeout=60)
+                response = case.call(headers=_patience(case), timeout=60)
                 statuses.add(response.status_code)
                 case.validate_response(response, checks=CHECKS)
 

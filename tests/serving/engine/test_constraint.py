@@ -122,7 +122,7 @@ def schemas() -> st.SearchStrategy[dict[str, Any]]:
     return st.recursive(leaves, grow, max_leaves=5)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=st.lists(schemas(), min_size=4, max_size=8), seed=st.integers(0, 1000))
 def test_an_answer_that_ends_is_valid_for_its_schema(
     engine: Engine, decode: Callable[[list[int]], str], batch: list[dict[str, Any]], seed: int
@@ -253,6 +253,15 @@ def test_a_constraint_has_a_greatest_length() -> None:
     with pytest.raises(InvalidRequest, match=str(MAX_CONSTRAINT_CHARACTERS)) as caught:
         Constraint(ConstraintKind.REGEX, "a" * (MAX_CONSTRAINT_CHARACTERS + 1), "guided_regex")
     assert caught.value.field == "guided_regex"
+
+
+def test_an_engine_without_the_library_says_so(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorafleet_serving.engine.grammar_compiler.find_spec", lambda name: None)
+    with pytest.raises(InvalidRequest, match="llguidance") as caught:
+        engine.add_request(request("bound", of_regex("a")))
+    assert caught.value.field == "structured_outputs"
+    assert not engine.has_unfinished()
+    engine.check_integrity()
 
 
 def hostile() -> Iterator[tuple[str, Constraint]]:
