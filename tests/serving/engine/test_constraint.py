@@ -33,7 +33,7 @@ PERSON = {
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> Engine:
-    return Engine(EngineConfig(tiny_model, dtype=DType.FP32, kv_cache_bytes=8 << 20, num_threads=2))
+    return Engine(EngineConfig(tiny_model, dtype=DType.FP32, kv_cache_bytes=8 << 20, num_threads=1))
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_free_rows_answer_as_if_alone(engine: Engine) -> None:
 def test_a_bound_answer_does_not_depend_on_preemption(tiny_model: Path) -> None:
     """Each needs most of the cache, so that they push each other out."""
     small = Engine(
-        EngineConfig(tiny_model, dtype=DType.FP32, kv_cache_bytes=80 << 10, num_threads=2, prefix_caching=False)
+        EngineConfig(tiny_model, dtype=DType.FP32, kv_cache_bytes=80 << 10, num_threads=1, prefix_caching=False)
     )
     rows = [request(str(seed), of_regex("[a-z ]{60,80}"), seed=seed) for seed in range(4)]
     alone = {item.request_id: answer(run(small, item)[item.request_id]) for item in rows}
@@ -291,7 +291,7 @@ def test_compiled_constraints_are_shared(tiny_model: Path) -> None:
         reads.append("once")
         return (tiny_model / "tokenizer.json").read_text()
 
-    compiler = GrammarCompiler(read, end_token_ids=(0,), num_threads=2)
+    compiler = GrammarCompiler(read, end_token_ids=(0,), num_threads=1)
     grammars = [compiler.submit(of_json(PERSON)).result() for _ in range(3)]
     assert reads == ["once"]
     for _ in range(5):
