@@ -22,7 +22,7 @@ from tests.serving.random_model import VOCAB_SIZE, write_adapter, write_model
 
 CPU = torch.device("cpu")
 WEIGHTS = "model.safetensors"
-STEPS = ([60, 9, 1], [61, 10, 2], [62, 11, 4])
+STEPS = ([60, 9, 1], [61, 10, 2], [62, 11, 5])
 """Ends of three sequences: many rows, then as few as the products for few rows take, then more again."""
 MODELS: dict[str, tuple[str, dict[str, object]]] = {
     # The first has layers that every kernel takes, the second some that none does.

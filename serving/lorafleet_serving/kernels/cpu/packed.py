@@ -18,7 +18,7 @@ from lorafleet_serving.kernels.weights import GROUP_SIZE, Int4Weight, Int8Weight
 
 _PACKED_FOR_ROWS = 32
 """Rows that oneDNN's layout is chosen for; it serves one row, and a thousand, as well."""
-_FEW_ROWS = 4
+_FEW_ROWS = 3
 """Rows up to which the compiled products are faster than oneDNN's, for they read less and compute more slowly."""
 
 
