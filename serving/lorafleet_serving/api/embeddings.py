@@ -70,7 +70,7 @@ class EmbeddingRoutes:
         answers = await unless_disconnected(request, self._vectors(questions))
         if answers is None:
             return Response(status_code=CLIENT_GONE)
-        write = _base64 if body.encoding_format == "base64" else array.tolist
+        write = _base64 if body.encoding_format == "base64" else _numbers
         data = [
             {"object": "embedding", "index": index, "embedding": write(_normalized(vector))}
             for index, (_, vector) in enumerate(answers)
@@ -131,6 +131,10 @@ def split_inputs(given: Prompt) -> list[str | tuple[int, ...]]:
 def _normalized(vector: array[float]) -> array[float]:
     length = math.sqrt(math.fsum(value * value for value in vector))
     return array("f", (value / length for value in vector)) if length else vector
+
+
+def _numbers(vector: array[float]) -> list[float]:
+    return vector.tolist()
 
 
 def _base64(vector: array[float]) -> str:
