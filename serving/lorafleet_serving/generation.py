@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from lorafleet_serving.detokenizer import Detokenizer, StopScreen
-from lorafleet_serving.engine.handle import TokenStream
 from lorafleet_serving.engine.request import FinishReason, TokenOutput
+from lorafleet_serving.engine.token_stream import TokenStream
 from lorafleet_serving.tokenizer import PodTokenizer
 
 

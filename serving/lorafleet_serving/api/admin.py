@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from lorafleet_contract.webhook import DELIVERY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, webhook_signature
-from lorafleet_serving.api.answer import Asker
+from lorafleet_serving.api.asker import Asker
 from lorafleet_serving.exceptions import Forbidden, InvalidRequest, Unauthorized
 from lorafleet_serving.report import report
 

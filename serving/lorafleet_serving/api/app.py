@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from lorafleet_serving.api.admin import AdminRoutes
-from lorafleet_serving.api.answer import Asker
+from lorafleet_serving.api.asker import Asker
 from lorafleet_serving.api.body_limit import BodyLimit
 from lorafleet_serving.api.callers import KeyGuard
 from lorafleet_serving.api.embeddings import EmbeddingRoutes

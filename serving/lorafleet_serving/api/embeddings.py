@@ -14,11 +14,14 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from lorafleet_serving.api.answer import Answer, Asker, Question, together
+from lorafleet_serving.api.answer import Answer
+from lorafleet_serving.api.asker import Asker
+from lorafleet_serving.api.question import Question
 from lorafleet_serving.api.schemas import Prompt, RequestBody
 from lorafleet_serving.api.sse import CLIENT_GONE, unless_disconnected
 from lorafleet_serving.engine.request import Pooling, SamplingParams
 from lorafleet_serving.exceptions import InvalidRequest
+from lorafleet_serving.loop import together
 
 MAX_INPUTS = 256
 """Texts of one request."""

@@ -11,7 +11,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from lorafleet_serving.api.answer import Answer, Asker, Question, WholeAnswer, off_loop, together
+from lorafleet_serving.api.answer import Answer, WholeAnswer
+from lorafleet_serving.api.asker import Asker
 from lorafleet_serving.api.lorax_details import DetailsWriter, likeliest
 from lorafleet_serving.api.lorax_headers import model_headers, timing_headers
 from lorafleet_serving.api.lorax_question import QuestionReader
@@ -22,9 +23,11 @@ from lorafleet_serving.api.lorax_schemas import (
     GenerateRequest,
     TokenizeRequest,
 )
+from lorafleet_serving.api.question import Question
 from lorafleet_serving.api.schemas import MAX_ANSWERS, MAX_STOP_STRINGS
 from lorafleet_serving.api.sse import CLIENT_GONE, EventStream, event, unless_disconnected
 from lorafleet_serving.exceptions import InvalidRequest
+from lorafleet_serving.loop import off_loop, together
 from lorafleet_serving.version import VERSION
 
 Json = dict[str, Any]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from lorafleet_serving.adapters.merge_recipe import MajoritySign, MergeMember, MergeRecipe, MergeStrategy
 from lorafleet_serving.adapters.merged import MergedAdapter
-from lorafleet_serving.api.answer import Question
 from lorafleet_serving.api.lorax_schemas import (
     AdapterParameters,
     EmbedRequest,
@@ -17,6 +16,7 @@ from lorafleet_serving.api.lorax_schemas import (
     MergedAdaptersField,
     ResponseFormat,
 )
+from lorafleet_serving.api.question import Question
 from lorafleet_serving.caller import Caller
 from lorafleet_serving.engine.constraint import Constraint, ConstraintKind
 from lorafleet_serving.engine.request import Pooling, SamplingParams

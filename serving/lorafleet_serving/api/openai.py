@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from lorafleet_serving.api.answer import Answer, Asker, Question, WholeAnswer, together
+from lorafleet_serving.api.answer import Answer, WholeAnswer
+from lorafleet_serving.api.asker import Asker
 from lorafleet_serving.api.chat_messages import template_messages
 from lorafleet_serving.api.chat_schemas import ChatRequest
 from lorafleet_serving.api.openai_choices import ChatChoice, ChoiceWriter, EchoedPrompt, Form, TextChoice
@@ -18,10 +19,12 @@ from lorafleet_serving.api.openai_constraint import constraint_of
 from lorafleet_serving.api.openai_sampling import nth_sampling, sampling_of
 from lorafleet_serving.api.openai_tools import ToolUse, tool_use
 from lorafleet_serving.api.openai_usage import usage
+from lorafleet_serving.api.question import Question
 from lorafleet_serving.api.schemas import MAX_PROMPTS, CompletionRequest, Prompt, SamplingFields
 from lorafleet_serving.api.sse import CLIENT_GONE, EventStream, unless_disconnected
 from lorafleet_serving.caller import Caller
 from lorafleet_serving.exceptions import InvalidRequest
+from lorafleet_serving.loop import together
 
 _DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of the legacy route."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from lorafleet_serving.api.answer import Asker
+from lorafleet_serving.api.asker import Asker
 from lorafleet_serving.exceptions import UnknownAdapter
 
 Json = dict[str, Any]

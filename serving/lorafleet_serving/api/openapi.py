@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from lorafleet_contract.fleet import PodReport
 from lorafleet_contract.webhook import DELIVERY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
-from lorafleet_serving.api import lorax_answers as lorax, openai_answers as openai
+from lorafleet_serving.api import lorax_answers as lorax, openai_answers as openai, pod_answers as pod
 from lorafleet_serving.api.answer import ADAPTER_HEADER, DIGEST_HEADER
 from lorafleet_serving.api.callers import PRIORITY_HEADER, TIMEOUT_HEADER
 from lorafleet_serving.api.errors import LORAX_PATHS, RETRY_STATUSES, statuses
@@ -86,17 +86,15 @@ _ROUTES: dict[tuple[str, str], _Route] = {
     ("post", "/tokenize"): _Route(list[lorax.PlacedToken], (*_BODY_ERRORS, PromptTooLong, PodUnavailable)),
     ("get", "/info"): _Route(lorax.Info, (PodUnavailable,)),
     ("get", "/v1/adapters"): _Route(PodReport, (Unauthorized, Forbidden)),
-    ("post", "/v1/registry/webhook"): _Route(
-        openai.DeliveryTaken, (Unauthorized, Forbidden, BodyTooLong, InvalidRequest)
-    ),
-    ("get", "/"): _Route(openai.Health, unready=openai.EngineDown),
-    ("get", "/health"): _Route(openai.Health, unready=openai.EngineDown),
-    ("get", "/ping"): _Route(openai.Health, unready=openai.EngineDown),
-    ("get", "/ready"): _Route(openai.Readiness, unready=openai.Readiness),
-    ("get", "/startup"): _Route(openai.Readiness, unready=openai.Readiness),
-    ("get", "/v2/health/ready"): _Route(openai.Readiness, unready=openai.Readiness),
-    ("get", "/v2/health/live"): _Route(openai.Liveness),
-    ("get", "/version"): _Route(openai.Version),
+    ("post", "/v1/registry/webhook"): _Route(pod.DeliveryTaken, (Unauthorized, Forbidden, BodyTooLong, InvalidRequest)),
+    ("get", "/"): _Route(pod.Health, unready=pod.EngineDown),
+    ("get", "/health"): _Route(pod.Health, unready=pod.EngineDown),
+    ("get", "/ping"): _Route(pod.Health, unready=pod.EngineDown),
+    ("get", "/ready"): _Route(pod.Readiness, unready=pod.Readiness),
+    ("get", "/startup"): _Route(pod.Readiness, unready=pod.Readiness),
+    ("get", "/v2/health/ready"): _Route(pod.Readiness, unready=pod.Readiness),
+    ("get", "/v2/health/live"): _Route(pod.Liveness),
+    ("get", "/version"): _Route(pod.Version),
     ("get", "/metrics"): _Route(None, text="text/plain"),
 }
 
@@ -213,7 +211,7 @@ def _add_request(method: str, path: str, operation: Json, components: _Component
     elif path == "/v1/registry/webhook":
         operation["requestBody"] = {
             "required": True,
-            "content": {_JSON: {"schema": components.schema(openai.Delivery)}},
+            "content": {_JSON: {"schema": components.schema(pod.Delivery)}},
         }
         signed = {
             DELIVERY_HEADER: "Id of the delivery",

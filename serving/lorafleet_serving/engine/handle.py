@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from lorafleet_serving.child import ChildProcess
 from lorafleet_serving.engine.config import EngineConfig
@@ -27,16 +27,10 @@ from lorafleet_serving.engine.messages import (
     UnloadAdapter,
 )
 from lorafleet_serving.engine.process import engine_main
-from lorafleet_serving.engine.request import FinishReason, GenerationRequest, Tenant, TokenOutput
+from lorafleet_serving.engine.request import GenerationRequest, Tenant
+from lorafleet_serving.engine.token_stream import TokenStream
 from lorafleet_serving.engine.waiting_limits import WaitingLimits
-from lorafleet_serving.exceptions import (
-    AnswerLost,
-    DeadlineExceeded,
-    GenerationFailed,
-    InvalidRequest,
-    PodUnavailable,
-    ServingError,
-)
+from lorafleet_serving.exceptions import AnswerLost, PodUnavailable
 
 _logger = logging.getLogger(__name__)
 
@@ -203,58 +197,3 @@ class EngineHandle:
         tenant = self._waiting.pop(stream.request_id, None)
         if tenant is not None:
             self._limits.leave(tenant)
-
-
-class TokenStream:
-    """The tokens of one request, as they come. Must be closed; closing early aborts the request."""
-
-    def __init__(self, request_id: str, on_close: Callable[[TokenStream], None]) -> None:
-        self.request_id = request_id
-        self.started = False
-        """Whether the engine has answered anything."""
-        self.ended = False
-        self._on_close = on_close
-        self._arrived: asyncio.Queue[TokenOutput | Exception] = asyncio.Queue()
-
-    def feed(self, output: TokenOutput) -> None:
-        """Add what a step produced."""
-        self.started = True
-        self.ended = self.ended or output.finish_reason is not None
-        self._arrived.put_nowait(output)
-
-    def fail(self, error: Exception) -> None:
-        """End the stream with an error."""
-        self.started = self.ended = True
-        self._arrived.put_nowait(error)
-
-    def close(self) -> None:
-        """Give up the request, if it has not ended."""
-        self._on_close(self)
-
-    async def __aiter__(self) -> AsyncIterator[TokenOutput]:
-        """Every output up to the one with a finish reason.
-
-        Raises:
-            PodUnavailable: the engine died.
-            GenerationFailed: the engine gave up on the request.
-            DeadlineExceeded: the request's time was over.
-            InvalidRequest: it cannot be computed as it is, which was seen on the way alone.
-        """
-        while True:
-            item = await self._arrived.get()
-            if isinstance(item, Exception):
-                raise item
-            if item.finish_reason in (FinishReason.ERROR, FinishReason.EXPIRED):
-                raise _failure(item)
-            yield item
-            if item.finish_reason is not None:
-                return
-
-
-def _failure(output: TokenOutput) -> ServingError:
-    reason = output.error or "the engine gave no reason"
-    if output.finish_reason is FinishReason.EXPIRED:
-        return DeadlineExceeded(f"{reason}: allow it more time, or ask for fewer tokens")
-    if output.error_field is not None:
-        return InvalidRequest(reason, field=output.error_field)
-    return GenerationFailed(reason)

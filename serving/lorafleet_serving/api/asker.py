@@ -1,0 +1,146 @@
+"""From a question to the beginning of its answer: resolve, encode, fit, start.
+
+Both dialects ask through this one; they differ only in how they read requests and write answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+
+from fastapi import Request
+
+from lorafleet_contract.prompt import PromptBlock
+from lorafleet_serving.adapters.catalog import ServedAdapter
+from lorafleet_serving.api.answer import Answer
+from lorafleet_serving.api.callers import Callers
+from lorafleet_serving.api.metrics import PodMetrics
+from lorafleet_serving.api.question import Question
+from lorafleet_serving.caller import Caller
+from lorafleet_serving.chat_template import ChatTemplate
+from lorafleet_serving.constraint_check import ConstraintCheck
+from lorafleet_serving.exceptions import InvalidRequest, PromptTooLong
+from lorafleet_serving.loop import off_loop
+from lorafleet_serving.pod import Pod
+
+
+class Asker:
+    """Begins answers."""
+
+    def __init__(self, pod: Pod, metrics: PodMetrics) -> None:
+        self.pod = pod
+        self._metrics = metrics
+        self._constraints = ConstraintCheck(lambda: pod.tokenizer)
+        self.callers = Callers(pod.api_keys, pod.config.admin_token)
+
+    def is_admin(self, request: Request) -> bool:
+        """Whether the request carries the admin token."""
+        return self.callers.is_admin(request.headers)
+
+    def caller(self, request: Request) -> Caller:
+        """Who sends a request, and on what terms.
+
+        Raises:
+            Unauthorized, Forbidden, InvalidRequest: a header does not allow it, or is wrong.
+        """
+        return self.callers.identify(request.headers)
+
+    async def ask(self, question: Question) -> Answer:
+        """Begin to answer.
+
+        Raises:
+            ServingError: any of those that `api.errors` answers.
+        """
+        asked_at = time.monotonic()
+        with ExitStack() as held:
+            version = await self._find_adapter(question, held)
+            block = _prompt_block(version) if question.variables is not None else None
+            self.pod.tokenizer.check_ids((token_id for token_id, _ in question.sampling.logit_bias), "logit_bias")
+            self.pod.tokenizer.check_ids(question.sampling.stop_token_ids, "stop_token_ids")
+            token_ids = await self._encode(question, block, _own_template(version))
+            if question.truncate is not None:
+                token_ids = token_ids[-question.truncate :]
+            if question.sampling.constraint is not None:
+                await self._constraints.check(question.sampling.constraint)
+            sampling = replace(question.sampling, max_new_tokens=self._fit(question, len(token_ids), block))
+            stop = question.stop if question.stop is not None else block.stop if block is not None else ()
+            generation = self.pod.begin(token_ids, sampling, stop, version, question.pooling, question.caller)
+        return Answer(generation, version, token_ids, asked_at, self.pod, self._metrics)
+
+    def chat_template(self, model: str, *, caller: Caller) -> ChatTemplate:
+        """The template that a conversation with tools would go through.
+
+        Raises:
+            ServingError: there is no such adapter, or no template.
+        """
+        template = _own_template(self.pod.resolve(model, names_versions=caller.names_versions))
+        return self.pod.tokenizer.chat_template(template, with_tools=True)
+
+    async def _find_adapter(self, question: Question, held: ExitStack) -> ServedAdapter | None:
+        """What answers; it is held loaded from finding it on."""
+        if question.merged is not None:
+            held.enter_context(self.pod.catalog.lease(question.merged.digest))
+            await self.pod.merged.load(question.merged.recipe)
+            return question.merged
+        version = self.pod.resolve(question.model, names_versions=question.caller.names_versions)
+        if version is not None:
+            held.enter_context(self.pod.catalog.lease(version.digest))
+        return version
+
+    async def _encode(self, question: Question, block: PromptBlock | None, template: str | None) -> tuple[int, ...]:
+        """Tokens of the prompt."""
+        tokenizer, limit = self.pod.tokenizer, self.pod.max_model_len
+        if question.token_ids is not None:
+            tokenizer.check_ids(question.token_ids)
+            return question.token_ids
+        if question.messages is not None:
+            encode = partial(tokenizer.encode_chat, tools=question.tools, template=template)
+            return await asyncio.to_thread(encode, question.messages, limit)
+        if block is None:
+            text = question.text or ""
+            tokenizer.check_text(text, limit)
+            return await off_loop(text, tokenizer.encode)
+        text = block.render(question.variables or {})
+        tokenizer.check_text(text, limit)
+        return await off_loop(text, partial(tokenizer.encode_rendered, chat=block.chat, template=template))
+
+    def _fit(self, question: Question, num_prompt: int, block: PromptBlock | None) -> int:
+        """Number of tokens to generate at most."""
+        limit = self.pod.max_model_len
+        room = limit - num_prompt
+        if num_prompt == 0:
+            raise InvalidRequest("the prompt is empty: send at least one token", field="prompt")
+        if question.pooling is not None and num_prompt <= limit:
+            return 1  # Nothing is generated, so that the prompt may fill the model.
+        if room < 1:
+            raise PromptTooLong(f"the prompt has {num_prompt} tokens, the limit is {limit - 1}: shorten it")
+        wanted = question.max_tokens
+        if wanted is None:
+            default = block.max_new_tokens if block is not None else question.default_max_tokens
+            return min(default or room, room)
+        if not 1 <= wanted <= room:
+            field = question.max_tokens_field
+            raise InvalidRequest(
+                f"{field} is {wanted}, it must be between 1 and {room}: "
+                f"the prompt has {num_prompt} tokens, both together may have {limit}",
+                field=field,
+            )
+        return wanted
+
+
+def _own_template(version: ServedAdapter | None) -> str | None:
+    """An adapter's own chat template; None for that of the base model."""
+    return None if version is None or version.manifest is None else version.manifest.chat_template
+
+
+def _prompt_block(version: ServedAdapter | None) -> PromptBlock:
+    if version is None or version.manifest is None:
+        who = "the base model" if version is None else "a merged adapter"
+        raise InvalidRequest(
+            f"variables fill an adapter's template, and {who} has none: name an adapter or send a prompt",
+            field="variables",
+        )
+    return version.manifest.prompt
