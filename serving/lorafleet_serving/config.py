@@ -169,6 +169,7 @@ _SETTINGS = (
     _Setting(EngineConfig, "max_overtakes", int, "later requests admitted before one that finds no room"),
     _Setting(EngineConfig, "fairness_slack", int, "tokens by which others may be ahead of one that waits"),
     _Setting(EngineConfig, "priority_head_start", int, "tokens that a level of priority is worth"),
+    _Setting(EngineConfig, "speculative_tokens", int, "tokens guessed ahead by prompt lookup, at most 7"),
     _Setting(EngineConfig, "block_size", int, "tokens in a KV block"),
     _Setting(EngineConfig, "kv_cache_bytes", int, "size of the KV cache"),
     _Setting(EngineConfig, "max_model_len", int, "longest sequence, prompt and answer together"),

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from lorafleet_serving.adapters.weights import AdapterWeights, read_adapter
+from lorafleet_serving.engine.chunk import Chunk
 from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.engine.kv_cache import KvCache
 from lorafleet_serving.engine.model_runner import ModelRunner
 from lorafleet_serving.engine.request import GenerationRequest
-from lorafleet_serving.engine.scheduler import Chunk
 from lorafleet_serving.engine.sequence import Sequence
 from lorafleet_serving.kernels.operators import Kernels
 from lorafleet_serving.kernels.weight_format import WeightFormat

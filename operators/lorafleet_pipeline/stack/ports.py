@@ -75,7 +75,7 @@ def choose_ports(path: Path, fixed: Mapping[str, int], is_reserved: Callable[[in
         is_reserved: says whether another stack has spoken for a port that nothing listens on yet.
 
     Raises:
-        StackError: a demanded port is taken, out of range, or of an unknown name.
+        StackError: a demanded port is taken, out of range, demanded twice, or of an unknown name.
     """
 
     def is_usable(port: int) -> bool:
@@ -83,7 +83,7 @@ def choose_ports(path: Path, fixed: Mapping[str, int], is_reserved: Callable[[in
 
     check_ports(fixed)
     for name, port in fixed.items():
-        if not is_usable(port):
+        if not _fits(name, port, set(), is_usable):
             raise StackError(
                 f"port {port} for {name} is taken by another process: stop that, or choose another, "
                 f"for instance `--port {name}={free_port()}`"
@@ -93,8 +93,9 @@ def choose_ports(path: Path, fixed: Mapping[str, int], is_reserved: Callable[[in
     notes = []
     for name, preferred in PREFERRED_PORTS.items():
         wanted = fixed.get(name) or remembered.get(name)
-        spoken_for = {*chosen.values(), *fixed.values()}
-        chosen[name] = wanted if wanted and is_usable(wanted) else _next_free(name, preferred, spoken_for, is_usable)
+        spoken_for = {*chosen.values(), *(port for other, port in fixed.items() if other != name)}
+        is_ours = wanted is not None and _fits(name, wanted, spoken_for, is_usable)
+        chosen[name] = wanted if wanted and is_ours else _next_free(name, preferred, spoken_for, is_usable)
         if wanted not in (None, chosen[name]):
             notes.append(f"port {wanted} of {name} is taken by another process; {name} uses {chosen[name]} instead")
     write_private(path, json.dumps(chosen, indent=1) + "\n")
@@ -115,9 +116,11 @@ def check_ports(fixed: Mapping[str, int]) -> None:
     """Look at the ports that a user demands, by name.
 
     Raises:
-        StackError: a name is unknown, or a port out of range.
+        StackError: a name is unknown, a port is out of range, or two names have one port.
     """
     for name, port in fixed.items():
+        if others := [other for other in fixed if other != name and fixed[other] == port]:
+            raise StackError(f"port {port} is given to both {name} and {others[0]}: choose another for one of them")
         if name not in PREFERRED_PORTS:
             raise StackError(f"no port is named {name!r}: choose one of {', '.join(PREFERRED_PORTS)}")
         if not _is_port(port):
@@ -130,10 +133,14 @@ def _is_port(port: object) -> bool:
 
 def _next_free(name: str, preferred: int, spoken_for: set[int], is_usable: Callable[[int], bool]) -> int:
     for port in _candidates(preferred):
-        offsets = (0, ADMIN_GRPC_OFFSET) if name == "admin" else (0,)
-        if all(port + offset not in spoken_for and is_usable(port + offset) for offset in offsets):
+        if _fits(name, port, spoken_for, is_usable):
             return port
     raise StackError(f"no free port was found for {name}: stop what holds them, or name one with `--port {name}=N`")
+
+
+def _fits(name: str, port: int, spoken_for: set[int], is_usable: Callable[[int], bool]) -> bool:
+    needed = (port, port + ADMIN_GRPC_OFFSET) if name == "admin" else (port,)
+    return all(item <= HIGHEST_PORT and item not in spoken_for and is_usable(item) for item in needed)
 
 
 def _candidates(preferred: int) -> Iterator[int]:

@@ -186,7 +186,14 @@ def remove_sockets(ports: Mapping[str, int]) -> None:
 def free_ports() -> dict[str, int]:
     """Ports for a server that need not be remembered."""
     highest = {"admin": HIGHEST_PORT - ADMIN_GRPC_OFFSET}
-    return {name: free_port(highest.get(name, HIGHEST_PORT)) for name in PORT_NAMES}
+    ports: dict[str, int] = {}
+    for name in PORT_NAMES:
+        # Nothing listens on those chosen already, so that the system may give one of them again.
+        spoken_for = {port + offset for port in ports.values() for offset in (0, ADMIN_GRPC_OFFSET, -ADMIN_GRPC_OFFSET)}
+        while (port := free_port(highest.get(name, HIGHEST_PORT))) in spoken_for:
+            pass
+        ports[name] = port
+    return ports
 
 
 def s3_client(endpoint: str, keys: S3Keys) -> S3Client:

@@ -14,8 +14,8 @@ from lorafleet_serving.engine.request import SamplingParams
 from lorafleet_serving.engine.sequence import Sequence
 
 
-def changes_logits(sequence: Sequence) -> bool:
-    """Whether a sequence's next token is chosen from other logits than the model's."""
+def changes_likeliest(likeliest: int, sequence: Sequence, end_token_ids: Collection[int]) -> bool:
+    """Whether `adjust` may leave another token the most likely than the one that it is."""
     params = sequence.request.sampling
     return bool(
         params.logit_bias
@@ -23,7 +23,7 @@ def changes_logits(sequence: Sequence) -> bool:
         or params.frequency_penalty
         or params.presence_penalty
         or sequence.grammar is not None
-        or sequence.num_generated < params.min_new_tokens
+        or likeliest in _too_early(sequence, end_token_ids)
     )
 
 
@@ -56,13 +56,19 @@ def _allowed(grammar: Grammar, logits: Tensor) -> Tensor:
 def _postpone_end(logits: Tensor, sequence: Sequence, end_token_ids: Collection[int]) -> Tensor:
     """Take out the tokens that end an answer while they may not; a grammar that can only end does end."""
     params = sequence.request.sampling
-    banned = {*end_token_ids, *params.stop_token_ids} if sequence.num_generated < params.min_new_tokens else set()
+    banned = set(_too_early(sequence, end_token_ids))
     if params.ignore_eos and sequence.grammar is not None:
         banned.update(end_token_ids)
     if not banned:
         return logits
     left = logits.index_fill(0, _ids(banned, logits), float("-inf"))
     return logits if sequence.grammar is not None and bool(left.max() == float("-inf")) else left
+
+
+def _too_early(sequence: Sequence, end_token_ids: Collection[int]) -> Collection[int]:
+    """Tokens that would end an answer before its least length."""
+    params = sequence.request.sampling
+    return {*end_token_ids, *params.stop_token_ids} if sequence.num_generated < params.min_new_tokens else ()
 
 
 def _penalize_repetition(logits: Tensor, token_ids: list[int], penalty: float) -> Tensor:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from lorafleet_serving.adapters.weights import AdapterWeights
+from lorafleet_serving.engine.chunk import Chunk
 from lorafleet_serving.engine.prompt_reading import PromptReading
-from lorafleet_serving.engine.scheduler import Chunk
 from lorafleet_serving.kernels.geometry import Span, StepGeometry
 from lorafleet_serving.kernels.operators import Kernels
 from lorafleet_serving.kernels.segments import find_runs
@@ -51,18 +51,22 @@ class BatchBuilder:
 
     def build(self, chunks: Rows[Chunk], adapter_of: Callable[[str], AdapterWeights]) -> StepInput:
         """Prepare chunks that are ordered by adapter."""
-        starts = [0, *accumulate(chunk.num_tokens for chunk in chunks)]
+        starts = [0, *accumulate(chunk.num_rows for chunk in chunks)]
         token_ids: list[int] = []
         positions: list[int] = []
         spans: list[Span] = []
-        for start, (sequence, num_tokens) in zip(starts, chunks, strict=False):
-            first, last = sequence.num_computed, sequence.num_computed + num_tokens
-            token_ids += sequence.token_ids[first:last]
+        for start, end, chunk in zip(starts, starts[1:], chunks, strict=False):
+            first = chunk.sequence.num_computed
+            last = first + chunk.num_rows
+            token_ids += chunk.sequence.token_ids[first : first + chunk.num_tokens]
+            token_ids += chunk.guess
             positions += range(first, last)
-            spans.append(Span(start, start + num_tokens, last, sequence.block_table))
+            spans.append(Span(start, end, last, chunk.sequence.block_table))
         adapters = [None if chunk.sequence.adapter is None else adapter_of(chunk.sequence.adapter) for chunk in chunks]
-        runs = find_runs(list(zip(adapters, (chunk.num_tokens for chunk in chunks), strict=True)))
-        sampled = [end - 1 for end, chunk in zip(starts[1:], chunks, strict=True) if chunk.samples]
+        runs = find_runs(list(zip(adapters, (chunk.num_rows for chunk in chunks), strict=True)))
+        sampled = [
+            row for end, chunk in zip(starts[1:], chunks, strict=True) for row in range(end - chunk.num_sampled, end)
+        ]
         prompts, prompt_rows = _prompt_rows(chunks, starts, adapters)
         batch = ModelBatch(
             token_ids=self._tensor(token_ids),
@@ -76,7 +80,7 @@ class BatchBuilder:
             ],
             output_rows=self._tensor(sampled + prompt_rows),
         )
-        head_rows = [(adapter, int(chunk.samples)) for adapter, chunk in zip(adapters, chunks, strict=True)]
+        head_rows = [(adapter, chunk.num_sampled) for adapter, chunk in zip(adapters, chunks, strict=True)]
         return StepInput(batch, len(sampled), self.plan_head(head_rows), prompts)
 
     def plan_head(self, rows: Rows[tuple[AdapterWeights | None, int]]) -> Any:
@@ -94,11 +98,11 @@ def _prompt_rows(
     """What is read for prompts, and from which rows of the step."""
     prompts: list[PromptRows] = []
     rows: list[int] = []
-    for start, (sequence, num_tokens), adapter in zip(starts, chunks, adapters, strict=False):
-        reading, first = sequence.reading, sequence.num_computed
+    for start, chunk, adapter in zip(starts, chunks, adapters, strict=False):
+        reading, first = chunk.sequence.reading, chunk.sequence.num_computed
         if reading is None or reading.is_complete:
             continue
-        if wanted := reading.rows(first, first + num_tokens):
+        if wanted := reading.rows(first, first + chunk.num_tokens):
             prompts.append(PromptRows(reading, len(wanted), adapter))
             rows += range(start + wanted.start - first, start + wanted.stop - first)
     return prompts, rows

@@ -72,6 +72,10 @@ class BlockManager:
         sequence.block_table.append(self._take())
         return True
 
+    def num_spare(self, sequence: Sequence) -> int:
+        """Tokens that a running sequence has room for behind its newest."""
+        return len(sequence.block_table) * self._block_size - sequence.num_tokens
+
     def remember(self, sequence: Sequence, num_new: int) -> None:
         """Make the blocks that the last `num_new` computed tokens filled findable."""
         if not self._prefix_caching:

@@ -50,6 +50,8 @@ class EngineConfig:
     num_threads: int | None = None
     """CPU threads of the computation; None leaves PyTorch's own choice."""
     prefix_caching: bool = True
+    speculative_tokens: int = 0
+    """Tokens guessed ahead from what a sequence has read or said, and computed at once; 0 guesses none."""
     step_limit_s: float = 300.0
     """An engine process whose step, or load of an adapter, takes longer counts as hung and is replaced."""
     max_overtakes: int = 64
@@ -78,6 +80,7 @@ class EngineConfig:
         self._check_range("step_limit_s", 2, 86400)
         self._check_range("max_step_stretch", 1.1, 1000)
         self._check_range("max_overtakes", 0, _MANY)
+        self._check_range("speculative_tokens", 0, 7)
         self._check_range("priority_head_start", 0, _MANY)
         if self.max_batched_tokens < self.max_num_seqs:
             raise InvalidSetting(

@@ -7,7 +7,7 @@ thread-safe: one thread calls it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence as Rows
+from collections.abc import Callable, Iterator, Sequence as Rows
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from lorafleet_contract.digest import base_digest
 from lorafleet_serving.engine.adapter_pool import AdapterPool
 from lorafleet_serving.engine.block_manager import BlockManager
+from lorafleet_serving.engine.chunk import Chunk
 from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.engine.constraint_queue import ConstraintQueue
 from lorafleet_serving.engine.deadlines import Deadlines
@@ -36,14 +37,18 @@ from lorafleet_serving.engine.outputs import (
     vector_output,
 )
 from lorafleet_serving.engine.prefill_pace import PrefillPace
+from lorafleet_serving.engine.prompt_lookup import PromptLookup
 from lorafleet_serving.engine.request import FinishReason, GenerationRequest, TokenOutput
 from lorafleet_serving.engine.request_check import RequestCheck
-from lorafleet_serving.engine.sampler import Sample, sample
-from lorafleet_serving.engine.scheduler import Chunk, Scheduler
+from lorafleet_serving.engine.sampler import Sample, Sampler
+from lorafleet_serving.engine.scheduler import Scheduler
 from lorafleet_serving.engine.sequence import Sequence
 from lorafleet_serving.exceptions import InvalidRequest
 from lorafleet_serving.models.eos import read_eos_token_ids
 from lorafleet_serving.models.registry import load_model
+
+_MOST_GUESSING_ROWS = 32
+"""Rows of a step up to which guesses are computed: a few rows cost little beside reading the weights, many do not."""
 
 
 class Engine:
@@ -87,6 +92,7 @@ class Engine:
             max_overtakes=config.max_overtakes,
             fairness_slack=config.fairness_slack,
             priority_head_start=config.priority_head_start,
+            most_guessing_rows=_MOST_GUESSING_ROWS,
         )
         self._runner = ModelRunner(model, kv_cache, device)
         compiler = GrammarCompiler(
@@ -111,9 +117,7 @@ class Engine:
         if chunks:
             started = time.perf_counter()
             logits = self._runner.run(chunks, self._adapters.weights)
-            sampling = [chunk.sequence for chunk in chunks if chunk.samples]
-            samples = [] if logits is None else sample(logits, sampling, self._eos_token_ids)
-            outputs += self._postprocess(chunks, dict(zip(sampling, samples, strict=True)))
+            outputs += self._postprocess(chunks, None if logits is None else Sampler(logits, self._eos_token_ids))
             self._num_steps += 1
             num_decodes = sum(chunk.num_tokens == 1 for chunk in chunks)
             num_tokens = sum(chunk.num_tokens for chunk in chunks)
@@ -130,6 +134,8 @@ class Engine:
         """
         self._check(request)
         sequence = Sequence(request, next(self._arrivals))
+        if self.config.speculative_tokens and request.pooling is None:
+            sequence.lookup = PromptLookup(self.config.speculative_tokens)
         if request.sampling.constraint is None:
             self._scheduler.add(sequence)
         else:
@@ -217,23 +223,48 @@ class Engine:
         # The rows of one adapter lie side by side; the base model's come first.
         return sorted(chunks, key=lambda chunk: chunk.sequence.adapter or "")
 
-    def _postprocess(self, chunks: Rows[Chunk], samples: dict[Sequence, Sample]) -> list[TokenOutput]:
+    def _postprocess(self, chunks: Rows[Chunk], sampler: Sampler | None) -> list[TokenOutput]:
         outputs: list[TokenOutput] = []
+        row = 0
         for chunk in chunks:
-            sequence, num_tokens = chunk
-            ends, chosen = chunk.ends, samples.get(sequence)
-            if (chosen is not None and chosen.token_id is None) or not reads_finite(sequence):
-                self._end(sequence, forget=True)
-                outputs.append(failure(sequence))
-                continue
-            sequence.num_computed += num_tokens
-            self._blocks.remember(sequence, num_tokens)
-            if chosen is not None:
-                outputs.append(self._append(sequence, chosen))
-            elif ends:
-                outputs.append(vector_output(sequence))
-                self._end(sequence, forget=outputs[-1].finish_reason is FinishReason.ERROR)
+            sequence, ends, num_sampled = chunk.sequence, chunk.ends, chunk.num_sampled
+            if not reads_finite(sequence):
+                outputs.append(self._fail(sequence))
+            else:
+                self._scheduler.keep(sequence, chunk.num_tokens)
+                if num_sampled:
+                    assert sampler is not None
+                    outputs += self._go_on(chunk, (sampler.choose(row + i, sequence) for i in range(num_sampled)))
+                elif ends:
+                    outputs.append(vector_output(sequence))
+                    self._end(sequence, forget=outputs[-1].finish_reason is FinishReason.ERROR)
+            row += num_sampled
         return outputs
+
+    def _go_on(self, chunk: Chunk, choices: Iterator[Sample]) -> list[TokenOutput]:
+        """Take the tokens chosen behind a chunk's rows, one after the other, as long as they are those guessed.
+
+        So each token is chosen from the same logits, and by the same draw of the request's random stream, as it would
+        be without a guess: guesses change how fast an answer comes, not what it is.
+        """
+        sequence, outputs = chunk.sequence, list[TokenOutput]()
+        for number, chosen in enumerate(choices):
+            if chosen.token_id is None:
+                return [*outputs, self._fail(sequence)]
+            outputs.append(self._append(sequence, chosen))
+            if outputs[-1].finish_reason is not None:
+                return outputs
+            if chosen.token_id not in chunk.guess[number : number + 1]:
+                break
+            self._scheduler.keep(sequence, 1)
+        if chunk.guess:
+            assert sequence.lookup is not None
+            sequence.lookup.judge(len(chunk.guess), len(outputs) - 1)
+        return outputs
+
+    def _fail(self, sequence: Sequence) -> TokenOutput:
+        self._end(sequence, forget=True)
+        return failure(sequence)
 
     def _append(self, sequence: Sequence, chosen: Sample) -> TokenOutput:
         assert chosen.token_id is not None

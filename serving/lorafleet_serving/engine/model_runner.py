@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lorafleet_serving.adapters.weights import AdapterWeights
 from lorafleet_serving.engine.batch_builder import BatchBuilder, PromptRows
+from lorafleet_serving.engine.chunk import Chunk
 from lorafleet_serving.engine.kv_cache import KvCache
-from lorafleet_serving.engine.scheduler import Chunk
 from lorafleet_serving.models.registry import LanguageModel
 
 

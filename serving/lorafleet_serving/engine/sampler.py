@@ -6,13 +6,13 @@ Log-probabilities are the model's own, before penalty, temperature and truncatio
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence as Rows
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lorafleet_serving.engine.adjustment import adjust, changes_logits
+from lorafleet_serving.engine.adjustment import adjust, changes_likeliest
 from lorafleet_serving.engine.request import TokenLogprob
 from lorafleet_serving.engine.sequence import Sequence
 from lorafleet_serving.engine.truncation import truncate
@@ -27,22 +27,30 @@ class Sample(NamedTuple):
     alternatives: tuple[TokenLogprob, ...] = ()
 
 
-@torch.inference_mode()
-def sample(logits: Tensor, sequences: Rows[Sequence], end_token_ids: Collection[int] = ()) -> list[Sample]:
-    """Choose one token per row.
+class Sampler:
+    """Chooses tokens from the logits of one step, row by row: a choice may depend on what was chosen before."""
 
-    Args:
-        logits: [num_seqs, vocab_size]
-        sequences: the sequence of each row.
-        end_token_ids: tokens that end an answer, which may not come before its least length.
-    """
-    highest, token_ids = logits.max(dim=-1)
-    # The two ends tell for the whole row: NaN is taken for both.
-    finite, greedy = torch.isfinite(highest - logits.amin(dim=-1)).tolist(), token_ids.tolist()
-    return [
-        _sample_row(logits[row], sequence, greedy[row], end_token_ids) if finite[row] else Sample(None)
-        for row, sequence in enumerate(sequences)
-    ]
+    @torch.inference_mode()
+    def __init__(self, logits: Tensor, end_token_ids: Collection[int] = ()) -> None:
+        """Look over all rows at once.
+
+        Args:
+            logits: [num_rows, vocab_size]
+            end_token_ids: tokens that end an answer, which may not come before its least length.
+        """
+        self._logits = logits
+        self._end_token_ids = end_token_ids
+        highest, token_ids = logits.max(dim=-1)
+        # The two ends tell for the whole row: NaN is taken for both.
+        self._finite: list[bool] = torch.isfinite(highest - logits.amin(dim=-1)).tolist()
+        self._greedy: list[int] = token_ids.tolist()
+
+    @torch.inference_mode()
+    def choose(self, row: int, sequence: Sequence) -> Sample:
+        """The next token of a sequence, from its row."""
+        if not self._finite[row]:
+            return Sample(None)
+        return _sample_row(self._logits[row], sequence, self._greedy[row], self._end_token_ids)
 
 
 def _sample_row(logits: Tensor, sequence: Sequence, greedy: int, end_token_ids: Collection[int]) -> Sample:
@@ -50,7 +58,7 @@ def _sample_row(logits: Tensor, sequence: Sequence, greedy: int, end_token_ids: 
     token_id = greedy
     if sequence.grammar is not None and not sequence.grammar.look():
         return Sample(None)
-    if changes_logits(sequence) or params.temperature > 0.0:
+    if params.temperature > 0.0 or changes_likeliest(greedy, sequence, end_token_ids):
         token_id = _choose(adjust(logits.float(), sequence, end_token_ids), sequence)
     if params.num_logprobs is None:
         return Sample(token_id)

@@ -3,6 +3,9 @@
 One step mixes decodes and prefill chunks under a budget of tokens. Decodes go first, and while there are any, no more
 is prefilled beside them than keeps the step short (`PrefillPace`).
 
+A sequence that decodes may compute tokens that are only guessed behind its own, while the step is small. They are on
+nobody's account unless they turn out right.
+
 Prompts, begun or waiting, share what is left in the order of `FairShare`: the tenant for which the fewest tokens were
 computed by its weight, of its adapters the one served least, of their sequences the first. A level of priority counts
 as `priority_head_start` tokens of each. Four rules bound every wait:
@@ -26,26 +29,10 @@ from bisect import insort
 from typing import NamedTuple, Protocol
 
 from lorafleet_serving.engine.block_manager import BlockManager
+from lorafleet_serving.engine.chunk import Chunk
 from lorafleet_serving.engine.fair_share import FairShare
 from lorafleet_serving.engine.sequence import Sequence, SequenceStatus
 from lorafleet_serving.engine.waiting_queue import WaitingQueue
-
-
-class Chunk(NamedTuple):
-    """A sequence and how many of its tokens are computed in the step."""
-
-    sequence: Sequence
-    num_tokens: int
-
-    @property
-    def samples(self) -> bool:
-        """Whether the chunk reaches the sequence's end, so that a token follows."""
-        return self.ends and self.sequence.request.pooling is None
-
-    @property
-    def ends(self) -> bool:
-        """Whether the chunk reaches the sequence's end."""
-        return self.num_tokens == self.sequence.num_remaining
 
 
 class Residency(Protocol):
@@ -91,6 +78,7 @@ class Scheduler:
         max_overtakes: int,
         fairness_slack: int,
         priority_head_start: int,
+        most_guessing_rows: int = 0,
     ) -> None:
         self._blocks = blocks
         self._residency = residency
@@ -99,6 +87,7 @@ class Scheduler:
         self._pace = pace
         self._max_overtakes = max_overtakes
         self._slack = fairness_slack
+        self._most_guessing_rows = most_guessing_rows
         self._shares = FairShare(priority_head_start)
         self._refusals: list[_Refusal] = []
         """Those of the last step, in order; behind one that lacks anything but room nobody was tried."""
@@ -116,10 +105,16 @@ class Scheduler:
         """Choose the chunks of the next step; empty only if nothing is left or nothing can be admitted."""
         self._make_way()
         chunks = self._schedule_decodes()
-        budget = self._max_batched_tokens - len(chunks)
+        budget = self._max_batched_tokens - sum(chunk.num_rows for chunk in chunks)
         if chunks:
             budget = min(budget, self._pace.num_tokens)
         return chunks + self._schedule_prefills(budget)
+
+    def keep(self, sequence: Sequence, num_tokens: int) -> None:
+        """The next tokens of a sequence have been computed, guesses that were right among them."""
+        self._shares.charge(sequence, num_tokens)
+        sequence.num_computed += num_tokens
+        self._blocks.remember(sequence, num_tokens)
 
     def finish(self, sequence: Sequence, *, forget: bool = False) -> None:
         """End a sequence and take back all it holds; with `forget`, its blocks are not shared from now on."""
@@ -173,7 +168,21 @@ class Scheduler:
                 decoding[sequence] = None
         for sequence in decoding:
             self._shares.charge(sequence, 1)
-        return [Chunk(sequence, 1) for sequence in decoding]
+        return self._with_guesses(list(decoding))
+
+    def _with_guesses(self, decoding: list[Sequence]) -> list[Chunk]:
+        """Chunks of sequences that decode, with guesses while the step stays small enough for them to cost little."""
+        room = min(self._most_guessing_rows, self._max_batched_tokens) - len(decoding)
+        chunks: list[Chunk] = []
+        for sequence in decoding:
+            guess: tuple[int, ...] = ()
+            if sequence.lookup is not None and room > 0:
+                # Only into blocks that it holds: a guess never costs anybody a block.
+                most = min(room, sequence.num_allowed - 1, self._blocks.num_spare(sequence))
+                guess = sequence.lookup.guess(sequence.token_ids, most)
+                room -= len(guess)
+            chunks.append(Chunk(sequence, 1, guess))
+        return chunks
 
     def _schedule_prefills(self, budget: int) -> list[Chunk]:
         chunks: list[Chunk] = []
@@ -185,7 +194,7 @@ class Scheduler:
             elif not self._admit(sequence):
                 continue
             chunks.append(Chunk(sequence, min(sequence.num_remaining, budget)))
-            self._shares.charge(*chunks[-1])
+            self._shares.charge(sequence, chunks[-1].num_tokens)
             budget -= chunks[-1].num_tokens
         if self._is_full and self.waiting:
             self._refusals.append(_Refusal(self._shares.first(self.waiting.heads()), lacks_room=False))

@@ -8,6 +8,7 @@ from enum import Enum, auto
 from random import Random
 
 from lorafleet_serving.engine.grammar import Grammar
+from lorafleet_serving.engine.prompt_lookup import PromptLookup
 from lorafleet_serving.engine.prompt_reading import PromptReading, reading_of
 from lorafleet_serving.engine.request import GenerationRequest
 
@@ -50,6 +51,8 @@ class Sequence:
     """Tokens whose keys and values were known when they were."""
     grammar: Grammar | None = None
     """Where the answer stands in what it is bound to; it goes on from there after a preemption."""
+    lookup: PromptLookup | None = None
+    """Guesses what it says next; None where nothing is guessed."""
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
@@ -87,6 +90,11 @@ class Sequence:
     def num_remaining(self) -> int:
         """Tokens still to compute before the next one can be sampled: 1 while decoding."""
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_allowed(self) -> int:
+        """Tokens that the answer may still get."""
+        return self.request.sampling.max_new_tokens - self.num_generated
 
     @property
     def num_generated(self) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lorafleet_pipeline.exceptions import StackError
-from lorafleet_pipeline.stack import ports, reservations
+from lorafleet_pipeline.stack import ports, reservations, seaweedfs
 from lorafleet_pipeline.stack.ports import PREFERRED_PORTS, PortChoice, free_port, is_free
 from lorafleet_pipeline.stack.reservations import PortReservations
 
@@ -63,7 +63,12 @@ def test_demanded_port_that_is_taken_is_an_error_with_a_remedy(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("fixed", "message"),
-    [({"web": 80}, "no port is named 'web'"), ({"pod": 70_000}, "port 70000 for pod is not between")],
+    [
+        ({"web": 80}, "no port is named 'web'"),
+        ({"pod": 70_000}, "port 70000 for pod is not between"),
+        ({"pod": 45_001, "s3": 45_001}, "port 45001 is given to both pod and s3"),
+        ({"admin": 60_000}, "port 60000 for admin is taken"),
+    ],
 )
 def test_demand_that_makes_no_sense_is_refused(tmp_path: Path, fixed: dict[str, int], message: str) -> None:
     with pytest.raises(StackError, match=message):
@@ -76,6 +81,22 @@ def test_demanded_port_is_not_given_to_another_name(tmp_path: Path) -> None:
     choice = choose_ports(tmp_path / "ports.json", {"pod": wanted})
     assert choice.ports["pod"] == wanted
     assert choice.ports["airflow"] != wanted
+
+
+def test_port_that_is_remembered_for_two_names_is_given_to_one(tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "ports.json").write_text(json.dumps({"pod": port, "s3": port}))
+    chosen = list(choose_ports(tmp_path / "ports.json", {}).ports.values())
+    assert len(set(chosen)) == len(chosen)
+    assert port in chosen
+
+
+def test_ports_of_a_server_are_distinct(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = iter([40_000, 40_000, 40_001, 50_001] + list(range(41_000, 41_050)) * 2)
+    monkeypatch.setattr(seaweedfs, "free_port", lambda highest: next(port for port in offered if port <= highest))
+    chosen = list(seaweedfs.free_ports().values())
+    assert len(set(chosen)) == len(chosen)
+    assert 50_001 not in chosen
 
 
 def test_port_that_another_stack_reserved_is_not_chosen(tmp_path: Path) -> None:

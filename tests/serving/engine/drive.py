@@ -12,8 +12,10 @@ import torch
 from lorafleet_serving.adapters.slots import DeviceSlots
 from lorafleet_serving.adapters.weights import AdapterWeights
 from lorafleet_serving.engine.block_manager import BlockManager
+from lorafleet_serving.engine.chunk import Chunk
+from lorafleet_serving.engine.prompt_lookup import PromptLookup
 from lorafleet_serving.engine.request import ANONYMOUS, GenerationRequest, SamplingParams, Tenant
-from lorafleet_serving.engine.scheduler import Chunk, Scheduler
+from lorafleet_serving.engine.scheduler import Scheduler
 from lorafleet_serving.engine.sequence import Sequence, SequenceStatus
 from lorafleet_serving.kernels.segments import LoraWeights
 
@@ -53,6 +55,7 @@ class Drive:
     max_overtakes: int = 3
     fairness_slack: int = 64
     priority_head_start: int = 256
+    speculative_tokens: int = 0
     admitted: list[str] = field(default_factory=list)
     computed: Counter[str] = field(default_factory=Counter)
     """Tokens that were computed for each tenant, those that were computed again among them."""
@@ -69,8 +72,10 @@ class Drive:
             max_overtakes=self.max_overtakes,
             fairness_slack=self.fairness_slack,
             priority_head_start=self.priority_head_start,
+            most_guessing_rows=self.max_batched_tokens,
         )
         self.num_added = 0
+        self.num_guessed_right = 0
 
     @property
     def num_preemptions(self) -> int:
@@ -94,6 +99,8 @@ class Drive:
         sampling = SamplingParams(max_new_tokens=num_new)
         request = GenerationRequest(str(self.num_added), prompt, sampling, adapter, tenant=tenant, priority=priority)
         sequence = Sequence(request, self.num_added)
+        if self.speculative_tokens:
+            sequence.lookup = PromptLookup(self.speculative_tokens)
         self.num_added += 1
         self.scheduler.add(sequence)
         return sequence
@@ -102,35 +109,44 @@ class Drive:
         running = list(self.scheduler.running)
         chunks = self.scheduler.schedule()
         self.check(chunks)
-        self.admitted += [sequence.request_id for sequence, _ in chunks if sequence not in running]
+        self.admitted += [chunk.sequence.request_id for chunk in chunks if chunk.sequence not in running]
         for chunk in chunks:
-            sequence, num_tokens = chunk
             samples = chunk.samples
-            self.computed[sequence.request.tenant.name] += num_tokens
-            sequence.num_computed += num_tokens
-            self.blocks.remember(sequence, num_tokens)
+            self.computed[chunk.sequence.request.tenant.name] += chunk.num_tokens
+            self.scheduler.keep(chunk.sequence, chunk.num_tokens)
             if samples:
-                self.take_token(sequence)
+                self.take_tokens(chunk)
         self.check_integrity()
         return chunks
 
-    def take_token(self, sequence: Sequence) -> None:
-        if sequence.num_generated + 1 >= sequence.request.sampling.max_new_tokens:
-            self.scheduler.finish(sequence)
-        else:
-            sequence.token_ids.append(1000 + sequence.num_generated)
+    def take_tokens(self, chunk: Chunk) -> None:
+        sequence = chunk.sequence
+        for number in range(chunk.num_sampled):
+            if sequence.num_generated + 1 >= sequence.request.sampling.max_new_tokens:
+                self.scheduler.finish(sequence)
+                return
+            # Answers repeat themselves, but not so that every guess would be right.
+            sequence.token_ids.append(1000 + sequence.num_generated**2 % 7)
+            if sequence.token_ids[-1] not in chunk.guess[number : number + 1]:
+                return
+            self.num_guessed_right += 1
+            self.computed[sequence.request.tenant.name] += 1
+            self.scheduler.keep(sequence, 1)
 
     def check(self, chunks: list[Chunk]) -> None:
         """The promises that one step makes."""
         assert chunks or self.is_idle, "nothing is scheduled while something waits"
-        assert sum(num_tokens for _, num_tokens in chunks) <= self.max_batched_tokens
-        assert len({sequence.request_id for sequence, _ in chunks}) == len(chunks)
+        assert sum(chunk.num_rows for chunk in chunks) <= self.max_batched_tokens
+        assert len({chunk.sequence.request_id for chunk in chunks}) == len(chunks)
         written: list[int] = []
-        for sequence, num_tokens in chunks:
+        for chunk in chunks:
+            sequence, num_rows = chunk.sequence, chunk.num_rows
             assert sequence.status is SequenceStatus.RUNNING
-            assert num_tokens >= 1
-            assert sequence.num_computed + num_tokens <= len(sequence.block_table) * BLOCK
-            last = (sequence.num_computed + num_tokens - 1) // BLOCK
+            assert chunk.num_tokens >= 1
+            assert not chunk.guess or chunk.num_tokens == sequence.num_remaining == 1
+            assert len(chunk.guess) < sequence.num_allowed or not chunk.guess
+            assert sequence.num_computed + num_rows <= len(sequence.block_table) * BLOCK
+            last = (sequence.num_computed + num_rows - 1) // BLOCK
             written += sequence.block_table[sequence.num_computed // BLOCK : last + 1]
         assert len(set(written)) == len(written), "two sequences write into one block"
 

@@ -7,12 +7,17 @@ import pytest
 import torch
 
 from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
-from lorafleet_serving.engine.sampler import sample
+from lorafleet_serving.engine.sampler import Sample, Sampler
 from lorafleet_serving.engine.sequence import Sequence
 
 
 def make_sequence(tokens: tuple[int, ...] = (1,), /, **sampling: float) -> Sequence:
     return Sequence(GenerationRequest("r", tokens, SamplingParams(**sampling)), arrival=0)  # type: ignore[arg-type]
+
+
+def sample(logits: torch.Tensor, sequences: list[Sequence], end_token_ids: tuple[int, ...] = ()) -> list[Sample]:
+    sampler = Sampler(logits, end_token_ids)
+    return [sampler.choose(row, sequence) for row, sequence in enumerate(sequences)]
 
 
 def draw(logits: list[float], num_draws: int, **sampling: float) -> Counter[int | None]:

@@ -82,7 +82,7 @@ def test_lower_priority_waits_no_longer_than_the_head_start() -> None:
     num_before = 0
     while low.status is SequenceStatus.WAITING:
         drive.add(5, num_new=1, first_token=100 * drive.num_added, priority=1)
-        num_before += sum(num_tokens for sequence, num_tokens in drive.step() if sequence is not low)
+        num_before += sum(chunk.num_tokens for chunk in drive.step() if chunk.sequence is not low)
     assert 50 <= num_before <= 60
 
 

@@ -51,13 +51,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_overtakes=st.integers(0, 4),
         fairness_slack=st.sampled_from([1, 8, 64]),
         priority_head_start=st.sampled_from([0, 32]),
+        speculative_tokens=st.sampled_from([0, 1, 4]),
     )
     def set_up(self, **options: int) -> None:
         self.drive = Drive(**options)  # type: ignore[arg-type]  # The drawn names are those of settings.
 
     @rule(
         num_tokens=st.integers(1, 24),
-        num_new=st.integers(1, 8),
+        num_new=st.integers(1, 24),
         adapter=st.sampled_from([None, None, "a", "b", "c", "d"]),
         first_token=st.sampled_from([0, 0, 100]),  # Equal beginnings happen.
         tenant=st.sampled_from(TENANTS),

@@ -34,6 +34,8 @@ _LONG_RUN = 64
 
 _SHORT_PREFILL = 2048
 """Scores of a head, new tokens by context, up to which a prefill is computed row by row like decodes."""
+_FEW_ROWS = 8
+"""New tokens that are always computed so: a token and what was guessed behind it."""
 
 
 class CpuAttentionPlan(NamedTuple):
@@ -173,7 +175,7 @@ def _shape(qkv: Tensor, cache: LayerCache) -> tuple[int, int, int, int]:
 
 
 def _is_short(span: Span) -> bool:
-    return span.num_new == 1 or span.num_new * span.context_len <= _SHORT_PREFILL
+    return span.num_new <= _FEW_ROWS or span.num_new * span.context_len <= _SHORT_PREFILL
 
 
 def _ranges(ends: Sequence[tuple[int, int]]) -> Ints:
