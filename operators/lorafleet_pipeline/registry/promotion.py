@@ -94,7 +94,7 @@ def rollback(
         item = _version(registry, name, to)
     else:
         item = _way_back(registry, name, (live if live != champion else None, aliases.get(Alias.PREVIOUS)))
-    return _move(registry, item, Alias.CHAMPION, champion, settings, wait_s, on_progress)
+    return _move(registry, item, Alias.CHAMPION, champion, settings, wait_s, on_progress, has_served=to is None)
 
 
 def _move(
@@ -105,9 +105,13 @@ def _move(
     settings: PlatformSettings,
     wait_s: float,
     on_progress: OnProgress | None,
+    *,
+    has_served: bool = False,
 ) -> Promotion:
     began = time.monotonic()
     with Takeover(item, alias, settings) as takeover:
+        if not has_served:
+            takeover.note_refusals()
         if before != item.version:
             registry.set_alias(item.name, alias, item.version)
         pods = takeover.wait(wait_s, on_progress)

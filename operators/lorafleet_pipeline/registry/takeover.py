@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from lorafleet_contract.aliases import Alias
 from lorafleet_contract.fleet import VersionReport
@@ -16,9 +15,10 @@ from lorafleet_pipeline.exceptions import PromotionError, PromotionTimeout
 from lorafleet_pipeline.registry.readiness import PodState
 from lorafleet_pipeline.registry.snapshot import VersionSnapshot
 from lorafleet_pipeline.settings import PlatformSettings
-from lorafleet_serving.client import PodClient, PodError, PodUnreachable
 
-_POD_TIMEOUT_S = 2.0
+if TYPE_CHECKING:
+    from lorafleet_pipeline.registry.pod_states import PodStates
+
 _FIRST_INTERVAL_S = 0.02
 _LAST_INTERVAL_S = 0.25
 _STALE_S = 3.0
@@ -26,32 +26,37 @@ _STALE_S = 3.0
 
 
 class Takeover:
-    """Watches the pods while an alias moves. Entered before the move, so that old refusals are known."""
+    """Watches the pods while an alias moves.
+
+    Connects when it first asks: loading an HTTP client takes as long as a pod takes to follow, and a rollback spends
+    the two at the same time.
+    """
 
     def __init__(self, item: ModelVersion, alias: str, settings: PlatformSettings) -> None:
         self._name = item.name
         self._version = VersionSnapshot(item.version, item.stage, item.updated_at, item.tags)
         self._alias = alias
-        self._clients = [
-            PodClient(url, settings.admin_token or None, timeout_s=_POD_TIMEOUT_S) for url in settings.pods
-        ]
-        self._refused_before: set[str] = set()
+        self._settings = settings
+        self._pods: PodStates | None = None
+        self._refused_before = set(settings.pods)
+        """Pods whose refusal, if there is one, may be of before the move."""
 
     def __enter__(self) -> Self:
-        with ExitStack() as closing:
-            for client in self._clients:
-                closing.callback(client.close)
-            for state in self._ask():
-                report = state.version(self._name, self._version.version)
-                if report is not None and report.state is ServeState.REFUSED:
-                    self._refused_before.add(state.url)
-            self._closing = closing.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closing.close()
+        if self._pods is not None:
+            self._pods.close()
+
+    def note_refusals(self) -> None:
+        """Before the move: learn which pods refuse the version already, so that a new refusal is known at once."""
+        self._refused_before = {
+            pod.url
+            for pod in self._ask()
+            if (report := self._report(pod)) is not None and report.state is ServeState.REFUSED
+        }
 
     def wait(self, limit_s: float, on_progress: Callable[[Mapping[str, str]], None] | None) -> tuple[str, ...]:
         """Wait until every pod of the version's base has taken it; returns their addresses.
@@ -76,7 +81,11 @@ class Takeover:
             interval_s = min(interval_s * 1.5, _LAST_INTERVAL_S)
 
     def _ask(self) -> list[PodState]:
-        return [_state(client) for client in self._clients]
+        if self._pods is None:
+            from lorafleet_pipeline.registry.pod_states import PodStates
+
+            self._pods = PodStates(self._settings)
+        return self._pods.ask()
 
     def _report(self, pod: PodState) -> VersionReport | None:
         return None if pod.error is not None else pod.version(self._name, self._version.version)
@@ -115,14 +124,3 @@ class Takeover:
             f"version {self._version.version} of {self._name} was not taken by every pod within {limit_s:.0f} s "
             f"({open_pods}): the alias stays, pods go on trying; `lorafleet rollback {self._name}` puts it back"
         )
-
-
-def _state(client: PodClient) -> PodState:
-    try:
-        return PodState(client.url, client.report())
-    except PodUnreachable as error:
-        return PodState(client.url, None, str(error))
-    except PodError as error:
-        if error.status in (401, 403):
-            raise PromotionError(f"{error}: set LORAFLEET_ADMIN_TOKEN to the pods' token") from error
-        return PodState(client.url, None, str(error))

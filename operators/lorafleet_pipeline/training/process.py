@@ -28,7 +28,7 @@ from lorafleet_pipeline.training.worker import (
     write_json,
 )
 
-_SHARED_CORES = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
+_SHARED_CORES = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
 """OpenMP's threads spin while they wait, which takes the core from the thread that they wait for wherever other
 processes compute too: beside a busy test run a training step took six times as long. On an idle machine sleeping at
 once costs it a quarter. So they spin for a fraction of a millisecond, and then sleep."""

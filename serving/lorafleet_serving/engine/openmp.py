@@ -2,14 +2,15 @@
 
 A step is some hundred parallel regions, microseconds apart: a thread that sleeps between them is woken too late, and
 costs the step half its speed. One that spins until it is needed takes the core from whom it waits for, wherever other
-processes compute too. So they spin for a fraction of a millisecond, and then sleep.
+processes compute too. So they spin for a small part of a millisecond, just longer than
+the pauses between regions, and then sleep.
 """
 
 from __future__ import annotations
 
 import os
 
-_SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
+_SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
 
 
 def wait_briefly() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ def make_sequence(tokens: tuple[int, ...] = (1,), /, **sampling: float) -> Seque
     return Sequence(GenerationRequest("r", tokens, SamplingParams(**sampling)), arrival=0)  # type: ignore[arg-type]
 
 
-def sample(logits: torch.Tensor, sequences: list[Sequence], end_token_ids: tuple[int, ...] = ()) -> list[Sample]:
+def sample(logits: torch.Tensor, sequences: list[Sequence], end_token_ids: Collection[int] = ()) -> list[Sample]:
     sampler = Sampler(logits, end_token_ids)
     return [sampler.choose(row, sequence) for row, sequence in enumerate(sequences)]
 
