@@ -3,7 +3,8 @@
 Decoding alone is measured on all sides: the time between the first and the last token of a batch. Peers are
 transformers and PEFT on the same weights, prompts and adapters. Two limits stand beside them: `bound`, the model's
 linear layers alone through oneDNN, the faster of packed and plain weights; and `bandwidth`, the time that reading the
-weights once from memory takes. `ours.int8` is the engine with weights of 8 bits.
+weights once from memory takes. `ours.int8` is the engine with weights of 8 bits, whose perplexity on real text stands
+beside that of the model's own weights where `LORAFLEET_TASK_DATA` is set. Prefills are of one prompt of 1024 tokens.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from lorafleet_serving.kernels.weight_format import WeightFormat
 from tests.benchmarks.adapters import MOST_ADAPTERS, PROMPT, RANK, write_adapters
 from tests.benchmarks.limits import Limits
 from tests.benchmarks.load import measure_load
+from tests.benchmarks.perplexity import measure_perplexity
 
 NUM_SEQS = 32
 NUM_TOKENS = 32
+LONG_PROMPT = tuple(7 * i % 40000 + 100 for i in range(1024))
 
 Report = Callable[[str], None]
 
@@ -63,6 +66,7 @@ def measure(model: Path, repeats: int, load: LoadPlan, report: Report) -> dict[s
         for name, values in runs.items():
             results[name] = statistics.median(values)
             results[f"{name}.spread"] = (max(values) - min(values)) / results[name]
+        results |= measure_perplexity(model, report)
         contenders.clear()  # Their memory and threads are the pod's from here on.
         if load.seconds > 0:
             results |= measure_load(model, adapters, load.users, load.seconds, Path(folder), report)
@@ -89,6 +93,9 @@ def _contenders(model: Path, adapters: Mapping[str, Path], report: Report) -> di
         "ours.single_base": lambda: ours.decode(1, 0),
         "ours.single_adapter": lambda: ours.decode(1, 1),
         "ours.int8_single": lambda: int8.decode(1, 0),
+        "transformers.prefill": peers.prefill,
+        "ours.prefill_base": lambda: ours.prefill(0),
+        "ours.prefill_adapter": lambda: ours.prefill(1),
         "bandwidth.batch": lambda: limits.bandwidth(NUM_SEQS, 0),
         "bandwidth.adapters_8": lambda: limits.bandwidth(NUM_SEQS, 8),
         "bandwidth.adapters_25": lambda: limits.bandwidth(NUM_SEQS, 25),
@@ -123,6 +130,14 @@ class OurEngine:
         while self._engine.has_unfinished():
             num_tokens += sum(output.token_id is not None for output in self._engine.step())
         return num_tokens / (time.perf_counter() - start)
+
+    def prefill(self, num_adapters: int) -> float:
+        """Tokens per second of one long prompt, to its first token."""
+        adapter = self._names[0] if num_adapters else None
+        request = GenerationRequest("prefill", LONG_PROMPT, SamplingParams(max_new_tokens=1), adapter)
+        start = time.perf_counter()
+        self._engine.generate([request])
+        return len(LONG_PROMPT) / (time.perf_counter() - start)
 
 
 class Peers:
@@ -159,6 +174,14 @@ class Peers:
                 **mixed,
             )
         return num_seqs * (NUM_TOKENS - 1) / (clock.times[-1] - clock.times[0])
+
+    def prefill(self) -> float:
+        """Tokens per second of one long prompt without an adapter, to the logits of its last token."""
+        ids = torch.tensor([LONG_PROMPT])
+        start = time.perf_counter()
+        with torch.inference_mode():
+            self._plain(input_ids=ids, logits_to_keep=1)
+        return len(LONG_PROMPT) / (time.perf_counter() - start)
 
 
 class _TokenClock:

@@ -111,22 +111,21 @@ class Drive:
         self.check(chunks)
         self.admitted += [chunk.sequence.request_id for chunk in chunks if chunk.sequence not in running]
         for chunk in chunks:
-            samples = chunk.samples
+            num_sampled = chunk.num_sampled
             self.computed[chunk.sequence.request.tenant.name] += chunk.num_tokens
             self.scheduler.keep(chunk.sequence, chunk.num_tokens)
-            if samples:
-                self.take_tokens(chunk)
+            self.take_tokens(chunk, num_sampled)
         self.check_integrity()
         return chunks
 
-    def take_tokens(self, chunk: Chunk) -> None:
+    def take_tokens(self, chunk: Chunk, num_sampled: int) -> None:
         sequence = chunk.sequence
-        for number in range(chunk.num_sampled):
+        for number in range(num_sampled):
             if sequence.num_generated + 1 >= sequence.request.sampling.max_new_tokens:
                 self.scheduler.finish(sequence)
                 return
-            # Answers repeat themselves, but not so that every guess would be right.
-            sequence.token_ids.append(1000 + sequence.num_generated**2 % 7)
+            # The Thue-Morse sequence repeats itself all the time, and never for long: guesses are right and wrong.
+            sequence.token_ids.append(1000 + sequence.num_generated.bit_count() % 2)
             if sequence.token_ids[-1] not in chunk.guess[number : number + 1]:
                 return
             self.num_guessed_right += 1

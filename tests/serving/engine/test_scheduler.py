@@ -198,3 +198,14 @@ def test_every_request_ends_and_nothing_leaks(
                 drive.scheduler.finish(aborted)
     drive.run()
     drive.check_empty()
+
+
+def test_guesses_share_the_budget_and_stay_within_the_blocks_held() -> None:
+    drive = Drive(num_blocks=16, max_batched_tokens=6, speculative_tokens=4)
+    for index in range(3):
+        drive.add(4, num_new=40, first_token=100 * index)
+    num_guessed = 0
+    while not drive.is_idle:
+        num_guessed += sum(len(chunk.guess) for chunk in drive.step())
+    assert 0 < drive.num_guessed_right < num_guessed
+    drive.check_empty()
