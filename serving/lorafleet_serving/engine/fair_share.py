@@ -1,16 +1,21 @@
-"""The order in which sequences are served: the tenant served least, of it the adapter served least, the first arrived.
+"""The order in which sequences are served: the tenant served least, of it the adapters served least, the first arrived.
 
 Each of the three is measured in tokens, and a level of priority is a head start of so many tokens in each of them. So
 a higher priority goes first, but only until it is that far ahead: the wait of a lower one is bounded.
+
+Adapters count as served alike while they are within `adapter_grain` tokens of each other. Going by every token, an
+adapter that a few more happen to ask for at a time would make them wait several times as long as everybody else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 from lorafleet_serving.engine.account import Account, Ledger, TenantAccount
 from lorafleet_serving.engine.sequence import Sequence
+
+Sequences = Collection[Sequence]
 
 
 class _Accounts(NamedTuple):
@@ -21,8 +26,9 @@ class _Accounts(NamedTuple):
 class FairShare:
     """Keeps the accounts of all live sequences and compares by them."""
 
-    def __init__(self, priority_head_start: int) -> None:
+    def __init__(self, priority_head_start: int, adapter_grain: int) -> None:
         self._head_start = priority_head_start
+        self._adapter_grain = adapter_grain
         self._tenants = Ledger(TenantAccount)
         self._accounts: dict[Sequence, _Accounts] = {}
         self._num_tokens = 0
@@ -68,11 +74,23 @@ class FairShare:
 
     def first(self, sequences: Iterable[Sequence]) -> Sequence:
         """Whose turn it is."""
-        return self._choose(sequences, min)
+
+        def choose_adapter(heads: Sequences) -> Sequence:
+            least = min(self._adapter_place(head)[0] for head in heads)
+            alike = [head for head in heads if self._adapter_place(head)[0] <= least + self._adapter_grain]
+            return min(alike, key=_arrival)
+
+        return self._choose(sequences, min, choose_adapter)
 
     def last(self, sequences: Iterable[Sequence]) -> Sequence:
         """Whose turn it would be last."""
-        return self._choose(sequences, max)
+
+        def choose_adapter(tails: Sequences) -> Sequence:
+            most = max(self._adapter_place(tail)[0] for tail in tails)
+            alike = [tail for tail in tails if self._adapter_place(tail)[0] >= most - self._adapter_grain]
+            return max(alike, key=_arrival)
+
+        return self._choose(sequences, max, choose_adapter)
 
     def own_place(self, sequence: Sequence) -> tuple[float, int]:
         """Place among the sequences of the same tenant and adapter, the smallest first. Never changes."""
@@ -96,7 +114,12 @@ class FairShare:
             assert account.num_waiting == len(mine & waiting), "an account miscounts the waiting"
             assert account.num_running == len(mine & running), "an account miscounts the running"
 
-    def _choose(self, sequences: Iterable[Sequence], choose: Callable[..., Sequence]) -> Sequence:
+    def _choose(
+        self,
+        sequences: Iterable[Sequence],
+        choose: Callable[..., Sequence],
+        choose_adapter: Callable[[Sequences], Sequence],
+    ) -> Sequence:
         # In each group by itself first: between two tenants it says nothing how their adapters compare.
         adapters: dict[Account, list[Sequence]] = {}
         for sequence in sequences:
@@ -105,7 +128,7 @@ class FairShare:
         for group in adapters.values():
             chosen = choose(group, key=self.own_place)
             tenants.setdefault(self._accounts[chosen].tenant, []).append(chosen)
-        return choose((choose(group, key=self._adapter_place) for group in tenants.values()), key=self._tenant_place)
+        return choose((choose_adapter(group) for group in tenants.values()), key=self._tenant_place)
 
     def _tenant_place(self, sequence: Sequence) -> tuple[float, int]:
         return self._accounts[sequence].tenant.served - self._bonus(sequence), sequence.arrival
@@ -115,3 +138,7 @@ class FairShare:
 
     def _bonus(self, sequence: Sequence) -> int:
         return sequence.request.priority * self._head_start
+
+
+def _arrival(sequence: Sequence) -> int:
+    return sequence.arrival

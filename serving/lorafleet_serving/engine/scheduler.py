@@ -7,8 +7,8 @@ A sequence that decodes may compute tokens that are only guessed behind its own,
 nobody's account unless they turn out right.
 
 Prompts, begun or waiting, share what is left in the order of `FairShare`: the tenant for which the fewest tokens were
-computed by its weight, of its adapters the one served least, of their sequences the first. A level of priority counts
-as `priority_head_start` tokens of each. Four rules bound every wait:
+computed by its weight, of its adapters those served least, to within half of `fairness_slack`, of their sequences the
+first. A level of priority counts as `priority_head_start` tokens of each. Four rules bound every wait:
 
 - Whoever finds no place in the batch, no blocks, or no room for its adapter, while running sequences are more than
   `fairness_slack` tokens ahead of it, has one of those preempted in each step until it is admitted. So a tenant of
@@ -88,7 +88,8 @@ class Scheduler:
         self._max_overtakes = max_overtakes
         self._slack = fairness_slack
         self._most_guessing_rows = most_guessing_rows
-        self._shares = FairShare(priority_head_start)
+        # Half of what is borne before anybody is preempted, so that order mends most of it without.
+        self._shares = FairShare(priority_head_start, adapter_grain=fairness_slack // 2)
         self._refusals: list[_Refusal] = []
         """Those of the last step, in order; behind one that lacks anything but room nobody was tried."""
         self.waiting = WaitingQueue(self._shares)
