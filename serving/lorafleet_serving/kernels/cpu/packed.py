@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numba
@@ -48,7 +48,7 @@ class PackedInt8(NamedTuple):
         """Compiled, or through oneDNN."""
         if x.shape[0] > _FEW_ROWS:
             return self.dense.linear(x, bias)
-        return _multiply(int8.linear, x, self.weight.codes, self.weight.scales, bias)
+        return _multiply(int8.linear, x, self.weight.codes, (self.weight.scales, self.weight.input_scales), bias)
 
 
 class PackedInt4(NamedTuple):
@@ -86,7 +86,7 @@ class PackedNf4(NamedTuple):
         """Compiled, or through oneDNN."""
         if x.shape[0] > _FEW_ROWS:
             return F.linear(x, self._dense(x), bias)
-        return _multiply(nf4.linear, x, self.codes, self.scales, bias)
+        return _multiply(nf4.linear, x, self.codes, (self.scales,), bias)
 
     def _dense(self, x: Tensor) -> Tensor:
         out_features, in_features = self.codes.shape[0], x.shape[1]
@@ -96,11 +96,18 @@ class PackedNf4(NamedTuple):
         return weight
 
 
-def _multiply(product: Callable[..., None], x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+def _multiply(
+    product: Callable[..., None], x: Tensor, codes: Tensor, scales: Sequence[Tensor], bias: Tensor | None
+) -> Tensor:
     (num_rows, in_features), out_features = x.shape, codes.shape[0]
     y = x.new_empty(num_rows, out_features)
     product(
-        *(TAGS[x.dtype], x.data_ptr(), codes.data_ptr(), scales.data_ptr(), 0 if bias is None else bias.data_ptr()),
-        *(y.data_ptr(), (num_rows, in_features, out_features), numba.get_num_threads()),
+        *(TAGS[x.dtype], x.data_ptr(), codes.data_ptr(), *(part.data_ptr() for part in scales)),
+        *(
+            0 if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            (num_rows, in_features, out_features),
+            numba.get_num_threads(),
+        ),
     )
     return y
