@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lorafleet_serving.chat_template import ChatMessage, ChatTemplate, Tool
 from lorafleet_serving.exceptions import InvalidRequest, PromptTooLong, UnsupportedModel
@@ -38,6 +38,8 @@ class PodTokenizer:
         vocabulary: dict[str, int] = self._text.get_vocab()
         self._longest_token = max(len(token) for token in vocabulary)
         self._num_ids = max(vocabulary.values()) + 1
+        added = self._text.get_added_tokens_decoder()
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Tokens of a text."""
@@ -98,8 +100,7 @@ class PodTokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Whether a token stands for no text."""
-        added: Any = self._text.get_added_tokens_decoder().get(token_id)
-        return added is not None and bool(added.special)
+        return token_id in self._special_ids
 
     def check_ids(self, token_ids: Iterable[int], field: str = "prompt") -> None:
         """Turn away tokens that are none.

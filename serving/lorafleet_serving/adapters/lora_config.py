@@ -79,7 +79,7 @@ class LoraConfig:
                     _plain(key): _finite(key, value) for key, value in (data.get("alpha_pattern") or {}).items()
                 },
             )
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise AdapterRefusal(f"adapter config: {error}") from error
 
     def check_targets(self, modules: Sequence[str]) -> None:

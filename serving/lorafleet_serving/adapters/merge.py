@@ -138,6 +138,8 @@ def _config(merged: dict[str, Tensor]) -> dict[str, Any]:
         found = _FACTOR.fullmatch(name)
         if found is not None and found["part"] == "A":
             ranks[found["module"]] = tensor.shape[0]
+    if not ranks:
+        raise AdapterRefusal("the adapters to merge have no LoRA factors")
     rank = max(ranks.values())
     others = {module: other for module, other in ranks.items() if other != rank}
     return {

@@ -107,14 +107,23 @@ class MergedAdapters:
             while len(self._used_at) >= self._max_adapters:
                 if not self.make_room():
                     raise NoRoom(f"{self._max_adapters} merged adapters are in use already: try later")
+            # Counted from here on, so that several made at a time keep the limit, and found by `expire` in any case.
+            self._used_at[recipe.digest] = time.monotonic()
+            await self._load(recipe.digest, folder)
+        finally:
+            del self._making[recipe.digest]
+
+    async def _load(self, digest: str, folder: str) -> None:
+        try:
             while True:
                 try:
-                    return await self._engine.load(recipe.digest, folder)
+                    return await self._engine.load(digest, folder)
                 except NoRoom:
                     if not self.make_room():
                         raise
         finally:
-            del self._making[recipe.digest]
+            if digest not in self._engine.loaded:
+                self._used_at.pop(digest, None)
 
     def _drop(self, digest: str) -> bool:
         if self._catalog.in_flight(digest):

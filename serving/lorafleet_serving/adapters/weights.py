@@ -139,7 +139,11 @@ class _Reader:
             linear.site.module_name(0): linear.row_norms for linear in base.linears if len(linear.site.modules) == 1
         }
         for module in self._checked.tables:
-            # Training moves the length of every row that it moves.
+            if module not in own:
+                raise AdapterRefusal(
+                    f"adapter tensor {table_key(module)} is a weight of the base model: save the adapter without it"
+                )
+            # Training moves the length of nearly every row that it moves.
             norms = row_norms(self._take(table_key(module)).to(self._dtype)).to(own[module].device)
             if not torch.allclose(norms, own[module], rtol=1e-5, atol=0.0):
                 raise AdapterRefusal(

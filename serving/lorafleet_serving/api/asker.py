@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -48,26 +49,36 @@ class Asker:
         """
         return self.callers.identify(request.headers)
 
-    async def ask(self, question: Question) -> Answer:
-        """Begin to answer.
+    @asynccontextmanager
+    async def adapter_of(self, question: Question) -> AsyncIterator[ServedAdapter | None]:
+        """What answers all questions of one request; None is the base model.
+
+        Found once, and held loaded meanwhile, so that a promotion between two questions mixes no versions.
+
+        Raises:
+            ServingError: there is no such adapter, or it cannot be served.
+        """
+        with ExitStack() as held:
+            yield await self._find_adapter(question, held)
+
+    async def ask(self, question: Question, version: ServedAdapter | None) -> Answer:
+        """Begin to answer with what `adapter_of` found.
 
         Raises:
             ServingError: any of those that `api.errors` answers.
         """
         asked_at = time.monotonic()
-        with ExitStack() as held:
-            version = await self._find_adapter(question, held)
-            block = _prompt_block(version) if question.variables is not None else None
-            self.pod.tokenizer.check_ids((token_id for token_id, _ in question.sampling.logit_bias), "logit_bias")
-            self.pod.tokenizer.check_ids(question.sampling.stop_token_ids, "stop_token_ids")
-            token_ids = await self._encode(question, block, _own_template(version))
-            if question.truncate is not None:
-                token_ids = token_ids[-question.truncate :]
-            if question.sampling.constraint is not None:
-                await self._constraints.check(question.sampling.constraint)
-            sampling = replace(question.sampling, max_new_tokens=self._fit(question, len(token_ids), block))
-            stop = question.stop if question.stop is not None else block.stop if block is not None else ()
-            generation = self.pod.begin(token_ids, sampling, stop, version, question.pooling, question.caller)
+        block = _prompt_block(version) if question.variables is not None else None
+        self.pod.tokenizer.check_ids((token_id for token_id, _ in question.sampling.logit_bias), "logit_bias")
+        self.pod.tokenizer.check_ids(question.sampling.stop_token_ids, "stop_token_ids")
+        token_ids = await self._encode(question, block, _own_template(version))
+        if question.truncate is not None:
+            token_ids = token_ids[-question.truncate :]
+        if question.sampling.constraint is not None:
+            await self._constraints.check(question.sampling.constraint)
+        sampling = replace(question.sampling, max_new_tokens=self._fit(question, len(token_ids), block))
+        stop = question.stop if question.stop is not None else block.stop if block is not None else ()
+        generation = self.pod.begin(token_ids, sampling, stop, version, question.pooling, question.caller)
         return Answer(generation, version, token_ids, asked_at, self.pod, self._metrics)
 
     def chat_template(self, model: str, *, caller: Caller) -> ChatTemplate:

@@ -90,7 +90,7 @@ class EmbeddingRoutes:
 
         async def vector(question: Question) -> tuple[Answer, array[float]]:
             async with turns:
-                answer = await self._asker.ask(question)
+                answer = await self._asker.ask(question, version)
                 try:
                     found = (await answer.whole()).pieces[-1].output.vector
                 finally:
@@ -98,7 +98,8 @@ class EmbeddingRoutes:
             assert found is not None, "a request for a vector ended without one"
             return answer, found
 
-        return await together(vector(question) for question in questions)
+        async with self._asker.adapter_of(questions[0]) as version:
+            return await together(vector(question) for question in questions)
 
     def _check_dimensions(self, wanted: int | None) -> None:
         if wanted is None:

@@ -84,6 +84,7 @@ def install_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, _answer_known)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(RecursionError, _answer_too_deep)
     app.add_exception_handler(Exception, _answer_own_fault)
 
 
@@ -140,6 +141,11 @@ def _answer_http(request: Request, error: Exception) -> JSONResponse:
         return _response(request.url.path, "the body cannot be read as JSON", _ANSWERS[InvalidRequest], None)
     answer = _Answer(error.status_code, "invalid_request_error", "not_found")
     return _response(request.url.path, str(error.detail), answer, None, error.headers)
+
+
+def _answer_too_deep(request: Request, error: Exception) -> JSONResponse:
+    message = "the body is nested too deeply: send a flatter one"
+    return _response(request.url.path, message, _ANSWERS[InvalidRequest], None)
 
 
 def _answer_own_fault(request: Request, error: Exception) -> JSONResponse:

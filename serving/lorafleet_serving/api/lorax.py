@@ -67,14 +67,16 @@ class LoraxRoutes:
     async def generate_stream(self, body: GenerateRequest, request: Request) -> Response:
         """Generate and answer token by token."""
         (question,) = self._reader(request).generate(body, with_logprobs=True, streams=True)
-        answer = await self._asker.ask(question)
+        async with self._asker.adapter_of(question) as version:
+            answer = await self._asker.ask(question, version)
         events = self._events(answer, question, _prefix(body))
         return EventStream(events, self._headers(body, question, answer), answer.close, lorax=True)
 
     async def embed(self, body: EmbedRequest, request: Request) -> Response:
         """The vector of a text: the model's hidden state behind its last norm, not brought to length one."""
         question = self._reader(request).embed(body)
-        answer = await self._asker.ask(question)
+        async with self._asker.adapter_of(question) as version:
+            answer = await self._asker.ask(question, version)
         try:
             whole = await unless_disconnected(request, answer.whole())
         finally:
@@ -132,8 +134,9 @@ class LoraxRoutes:
         questions = self._reader(request).generate(body, with_logprobs=with_logprobs)
         answers: list[Answer] = []
         try:
-            for question in questions:
-                answers.append(await self._asker.ask(question))
+            async with self._asker.adapter_of(questions[0]) as version:
+                for question in questions:
+                    answers.append(await self._asker.ask(question, version))
             whole = await unless_disconnected(request, together(answer.whole() for answer in answers))
         finally:
             for answer in answers:

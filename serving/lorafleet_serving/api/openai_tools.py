@@ -191,7 +191,7 @@ class CallFinder:
         Where one call is asked for, the others are left out.
         """
         try:
-            found = json.loads(text)
+            found = json.loads(text, parse_constant=_no_json)
         except (ValueError, RecursionError):
             return None
         entries = found if isinstance(found, list) and not self._tagged else [found]
@@ -210,7 +210,17 @@ class CallFinder:
         if not isinstance(given, dict):
             return None
         arguments = json.dumps(given, ensure_ascii=False)
+        if not arguments.isprintable() and _has_surrogates(arguments):
+            arguments = json.dumps(given)  # Half a character has no other form that can be sent.
         return Call(entry["name"], arguments, uuid.uuid4().hex[:_ID_CHARACTERS])
+
+
+def _no_json(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _parsed(schema: Constraint) -> Json:

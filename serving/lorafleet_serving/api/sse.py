@@ -26,9 +26,13 @@ CLIENT_GONE = 499
 """Status of an answer that nobody waits for any more; no client sees it."""
 
 
+# Made once: with options of its own, `json.dumps` makes an encoder for each event.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def event(body: Mapping[str, Any]) -> str:
     """One event."""
-    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {_encode(body)}\n\n"
 
 
 class EventStream(StreamingResponse):

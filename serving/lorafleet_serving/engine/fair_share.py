@@ -78,7 +78,7 @@ class FairShare:
         def choose_adapter(heads: Sequences) -> Sequence:
             least = min(self._adapter_place(head)[0] for head in heads)
             alike = [head for head in heads if self._adapter_place(head)[0] <= least + self._adapter_grain]
-            return min(alike, key=_arrival)
+            return min(alike, key=_turn)
 
         return self._choose(sequences, min, choose_adapter)
 
@@ -88,7 +88,7 @@ class FairShare:
         def choose_adapter(tails: Sequences) -> Sequence:
             most = max(self._adapter_place(tail)[0] for tail in tails)
             alike = [tail for tail in tails if self._adapter_place(tail)[0] >= most - self._adapter_grain]
-            return max(alike, key=_arrival)
+            return max(alike, key=_turn)
 
         return self._choose(sequences, max, choose_adapter)
 
@@ -97,12 +97,16 @@ class FairShare:
         return sequence.num_before - self._bonus(sequence), sequence.arrival
 
     def lead(self, one: Sequence, other: Sequence) -> float:
-        """How many tokens `one` was served more than `other`, where their ways part."""
+        """How many tokens `one` was served more than `other`, where their ways part.
+
+        Of adapters, more than the least served of those that count as served like that of `other`: what is waited for
+        on behalf of `other` is then no longer for any of them.
+        """
         ours, theirs = self._accounts[one], self._accounts[other]
         if ours.tenant is not theirs.tenant:
             return self._tenant_place(one)[0] - self._tenant_place(other)[0]
         if ours.adapter is not theirs.adapter:
-            return self._adapter_place(one)[0] - self._adapter_place(other)[0]
+            return self._adapter_place(one)[0] - self._adapter_place(other)[0] + self._adapter_grain
         return self.own_place(one)[0] - self.own_place(other)[0]
 
     def check_integrity(self, waiting: Iterable[Sequence], running: Iterable[Sequence]) -> None:
@@ -140,5 +144,5 @@ class FairShare:
         return sequence.request.priority * self._head_start
 
 
-def _arrival(sequence: Sequence) -> int:
-    return sequence.arrival
+def _turn(sequence: Sequence) -> tuple[int, int]:
+    return -sequence.request.priority, sequence.arrival

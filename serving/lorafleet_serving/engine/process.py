@@ -109,6 +109,10 @@ class EngineLoop:
             num_bytes = self._engine.load_adapter(digest, folder)
         except (AdapterRefusal, NoRoom) as error:
             self._pipe.send(AdapterRefused(digest, error))
+        except Exception as error:
+            # A load touches nothing of the batch: no adapter, however odd, is worth everybody's answers.
+            _logger.exception("loading adapter %s failed", digest)
+            self._pipe.send(AdapterRefused(digest, AdapterRefusal(f"it cannot be loaded: {error!r}")))
         else:
             self._pipe.send(AdapterLoaded(digest, num_bytes))
 
@@ -148,6 +152,10 @@ def engine_main(pipe: Connection, config: EngineConfig) -> None:
         engine = Engine(config)
     except ServingError as error:
         pipe.send(EngineFailed(str(error)))
+        return
+    except Exception as error:
+        _logger.exception("the engine cannot start")
+        pipe.send(EngineFailed(f"the base model {config.model} cannot be loaded: {error!r}"))
         return
     try:
         EngineLoop(engine, pipe, inbox).run()

@@ -82,7 +82,7 @@ class SamplingParams:
         least, most = self.min_new_tokens, self.max_new_tokens
         _check("min_tokens", least, 0 <= least <= most, f"between 0 and the most tokens, {most}")
         penalty = self.repetition_penalty
-        _check("repetition_penalty", penalty, 0.0 < penalty < float("inf"), "above 0 and finite")
+        _check("repetition_penalty", penalty, 0.01 <= penalty <= 100.0, "between 0.01 and 100")
         _check("seed", self.seed, self.seed is None or 0 <= self.seed < 2**64, "between 0 and 2**64 - 1")
         for name in ("num_logprobs", "num_prompt_logprobs"):
             count = getattr(self, name)

@@ -59,7 +59,10 @@ def _sample_row(logits: Tensor, sequence: Sequence, greedy: int, end_token_ids: 
     if sequence.grammar is not None and not sequence.grammar.look():
         return Sample(None)
     if params.temperature > 0.0 or changes_likeliest(greedy, sequence, end_token_ids):
-        token_id = _choose(adjust(logits.float(), sequence, end_token_ids), sequence)
+        adjusted = adjust(logits.float(), sequence, end_token_ids)
+        if not bool(torch.isfinite(adjusted.max())):
+            return Sample(None)  # Penalties carried it beyond what fp32 holds, or no token is left.
+        token_id = _choose(adjusted, sequence)
     if params.num_logprobs is None:
         return Sample(token_id)
     logprobs = torch.log_softmax(logits.float(), dim=-1)

@@ -31,6 +31,7 @@ from typing import NamedTuple, Protocol
 from lorafleet_serving.engine.block_manager import BlockManager
 from lorafleet_serving.engine.chunk import Chunk
 from lorafleet_serving.engine.fair_share import FairShare
+from lorafleet_serving.engine.prefill_pace import FEWEST_TOKENS
 from lorafleet_serving.engine.sequence import Sequence, SequenceStatus
 from lorafleet_serving.engine.waiting_queue import WaitingQueue
 
@@ -173,7 +174,9 @@ class Scheduler:
 
     def _with_guesses(self, decoding: list[Sequence]) -> list[Chunk]:
         """Chunks of sequences that decode, with guesses while the step stays small enough for them to cost little."""
-        room = min(self._most_guessing_rows, self._max_batched_tokens) - len(decoding)
+        has_prompts = bool(self.waiting) or any(sequence.num_remaining > 1 for sequence in self.running)
+        most_rows = self._max_batched_tokens - (FEWEST_TOKENS if has_prompts else 0)
+        room = min(self._most_guessing_rows, most_rows) - len(decoding)
         chunks: list[Chunk] = []
         for sequence in decoding:
             guess: tuple[int, ...] = ()

@@ -152,6 +152,8 @@ def test_half_precision_files_are_read(adapter: Path, model: LanguageModel, dtyp
         ({"r": 0}, "r is 0"),
         ({"r": "4"}, "r is '4'"),
         ({"lora_alpha": "x"}, "lora_alpha"),
+        ({"lora_alpha": 10**400}, "adapter config"),
+        ({"alpha_pattern": {"q_proj": 10**400}}, "adapter config"),
         ({"rank_pattern": {"(a+)+$": 4}}, "pattern key"),
         ({"rank_pattern": [1]}, "adapter config"),
         ({"layers_to_transform": "1"}, "layers_to_transform"),
@@ -196,6 +198,7 @@ def test_pickled_weights_are_never_read(adapter: Path, model: LanguageModel) -> 
     ("edit", "name"),
     [
         (lambda t: t.pop(f"{Q_PROJ}.lora_A.weight"), "lack"),
+        (lambda t: t.update({f"{Q_PROJ}.base_layer.weight": torch.ones(48, 48)}), "a weight of the base model"),
         (lambda t: [t.pop(f"{Q_PROJ}.lora_{part}.weight") for part in "AB"], "lack"),
         (lambda t: t.update({f"{Q_PROJ}.lora_magnitude_vector": torch.ones(48)}), "lora_magnitude_vector"),
         (lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(97, 48)}), "lm_head"),

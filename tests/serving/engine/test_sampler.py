@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import pytest
 import torch
+from hypothesis import given, strategies as st
 
 from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
 from lorafleet_serving.engine.sampler import Sample, Sampler
@@ -152,3 +153,37 @@ def test_row_that_is_not_finite_gets_no_token_and_others_do(bad: float) -> None:
     rows = torch.tensor([[0.0, bad], [0.0, 1.0]])
     items = sample(rows, [make_sequence(temperature=1.0), make_sequence()])
     assert [item.token_id for item in items] == [None, 1]
+
+
+extremes = st.fixed_dictionaries(
+    {
+        "temperature": st.one_of(st.just(0.0), st.floats(1e-300, 1e30, allow_subnormal=False)),
+        "top_k": st.one_of(st.none(), st.integers(1, 1 << 40)),
+        "top_p": st.one_of(st.none(), st.floats(1e-300, 1.0, allow_subnormal=False)),
+        "min_p": st.one_of(st.none(), st.floats(0.0, 1.0, allow_subnormal=False)),
+        "typical_p": st.one_of(st.none(), st.floats(1e-300, 1.0, allow_subnormal=False)),
+        "repetition_penalty": st.floats(0.01, 100.0),
+        "frequency_penalty": st.floats(-2.0, 2.0, allow_subnormal=False),
+        "presence_penalty": st.floats(-2.0, 2.0, allow_subnormal=False),
+        "logit_bias": st.lists(
+            st.tuples(st.integers(0, 6), st.floats(-100.0, 100.0, allow_subnormal=False)), max_size=3
+        ).map(tuple),
+        "seed": st.integers(0, 9),
+    }
+)
+
+
+@given(
+    logits=st.lists(st.floats(-(2.0**127), 2.0**127, width=32, allow_subnormal=False), min_size=7, max_size=7),
+    tokens=st.lists(st.integers(0, 6), min_size=1, max_size=5).map(tuple),
+    sampling=extremes,
+)
+def test_whatever_is_accepted_gives_a_token_or_none(
+    logits: list[float], tokens: tuple[int, ...], sampling: dict[str, object]
+) -> None:
+    sequence = Sequence(GenerationRequest("r", tokens, SamplingParams(**sampling)), arrival=0)  # type: ignore[arg-type]
+    sequence.token_ids += tokens
+    (item,) = sample(torch.tensor([logits]), [sequence])
+    assert item.token_id is None or 0 <= item.token_id < 7
+    if max(map(abs, logits)) < 1e30:
+        assert item.token_id is not None

@@ -209,3 +209,15 @@ def test_guesses_share_the_budget_and_stay_within_the_blocks_held() -> None:
         num_guessed += sum(len(chunk.guess) for chunk in drive.step())
     assert 0 < drive.num_guessed_right < num_guessed
     drive.check_empty()
+
+
+def test_guesses_leave_room_for_prompts_that_wait() -> None:
+    drive = Drive(num_blocks=64, max_num_seqs=8, max_batched_tokens=12, speculative_tokens=4)
+    talkers = [drive.add(4, num_new=60, first_token=100 * index) for index in range(3)]
+    for _ in range(20):
+        drive.step()
+    newcomer = drive.add(8, num_new=1, first_token=900, tenant=Tenant("newcomer"))
+    for _ in range(3):
+        drive.step()
+    assert newcomer.status is SequenceStatus.FINISHED
+    assert all(talker.status is SequenceStatus.RUNNING for talker in talkers)
