@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from lorafleet_serving.api.answer import Answer, WholeAnswer
 from lorafleet_serving.api.asker import Asker
 from lorafleet_serving.api.chat_messages import template_messages
-from lorafleet_serving.api.chat_schemas import ChatRequest, ToolField
+from lorafleet_serving.api.chat_schemas import ChatRequest
 from lorafleet_serving.api.openai_choices import ChatChoice, ChoiceWriter, EchoedPrompt, Form, TextChoice
 from lorafleet_serving.api.openai_chunks import Chunks, head
 from lorafleet_serving.api.openai_constraint import constraint_of
@@ -23,7 +23,6 @@ from lorafleet_serving.api.question import Question
 from lorafleet_serving.api.schemas import MAX_PROMPTS, CompletionRequest, Prompt, SamplingFields
 from lorafleet_serving.api.sse import CLIENT_GONE, EventStream, unless_disconnected
 from lorafleet_serving.caller import Caller
-from lorafleet_serving.chat_template import Tool
 from lorafleet_serving.exceptions import InvalidRequest
 from lorafleet_serving.loop import together
 
@@ -99,7 +98,7 @@ class OpenAIRoutes:
             max_tokens_field=field,
             stop=body.stop_strings,
             messages=None if body.messages is None else template_messages(body.messages),
-            tools=None if tools is None else _dumped(tools.tools),
+            tools=None if tools is None else [tool.model_dump(exclude_none=True) for tool in tools.tools],
             variables=body.variables,
         )
         count = body.n or 1
@@ -168,13 +167,6 @@ def _num_made(body: CompletionRequest) -> int:
     if num_made > num_given and body.stream:
         raise InvalidRequest(f"best_of is {num_made} and n {num_given}: a stream cannot choose", field="best_of")
     return num_made
-
-
-def _dumped(tools: Sequence[ToolField]) -> list[Tool]:
-    try:
-        return [tool.model_dump(exclude_none=True) for tool in tools]
-    except ValueError as error:  # The library's word for what is deeper than it goes.
-        raise InvalidRequest("tools is nested too deeply: send flatter parameters", field="tools") from error
 
 
 def _several(question: Question, count: int) -> list[Question]:

@@ -334,17 +334,6 @@ def test_a_body_that_is_no_request_is_invalid(pod: PodProcess, adapter: Register
     assert said in response.json()["error"]["message"]
 
 
-def test_tools_that_are_nested_too_deeply_are_invalid(pod: PodProcess) -> None:
-    schema: dict[str, object] = {"type": "object"}
-    for _ in range(300):
-        schema = {"type": "object", "properties": {"a": schema}}
-    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
-    body = {"messages": [{"role": "user", "content": "x"}], "tools": [tool]}
-    response = pod.http.post("/v1/chat/completions", json=body)
-    assert response.status_code == 422
-    assert response.json()["error"]["param"] == "tools"
-
-
 def test_a_wrong_method_is_told_the_right_one(pod: PodProcess) -> None:
     response = pod.http.get("/v1/completions")
     assert (response.status_code, response.headers["Allow"]) == (405, "POST")
