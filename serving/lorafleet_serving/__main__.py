@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import sys
-from collections.abc import Callable
 
 from lorafleet_serving.child import start_logging
 from lorafleet_serving.config import read_config
@@ -20,21 +18,11 @@ def main() -> int:
         # The web framework is imported only once the settings are good: a mistake is then told at once.
         from lorafleet_serving.api.server import serve
 
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(config))
+        asyncio.run(serve(config))
     except ServingError as error:
         print(f"lorafleet pod: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """The quicker loop where there is one: every token of every stream passes through it."""
-    if importlib.util.find_spec("uvloop") is None:
-        return None
-    import uvloop
-
-    return uvloop.new_event_loop
 
 
 if __name__ == "__main__":
