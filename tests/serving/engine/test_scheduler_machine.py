@@ -58,7 +58,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(
         num_tokens=st.integers(1, 24),
-        num_new=st.integers(1, 24),
+        num_new=st.integers(1, 8),
         adapter=st.sampled_from([None, None, "a", "b", "c", "d"]),
         first_token=st.sampled_from([0, 0, 100]),  # Equal beginnings happen.
         tenant=st.sampled_from(TENANTS),
