@@ -66,7 +66,7 @@ class AdapterStepOperator(PlatformOperator):
 
     def run_step(self, step: StepInput) -> dict[str, Any]:
         """Call the step function and summarise its result."""
-        raise NotImplementedError
+        raise NotImplementedError  # Each operator has its own.
 
     def step_input(self, context: Mapping[str, Any]) -> StepInput:
         """Spec, run folder and settings of this task."""

@@ -105,5 +105,5 @@ def _call() -> RegistryCall:
 def _run(controller: Controller) -> None:
     try:
         controller.run(threading.Event())
-    except Exception:
+    except Exception:  # MLflow goes on without it, and its log has to say so.
         _logger.exception("the controller ended; restart the MLflow server")

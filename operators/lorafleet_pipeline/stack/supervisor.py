@@ -109,7 +109,7 @@ def main() -> None:
         with caller:
             supervisor = _start(home, arguments.stack_id, caller)
         supervisor.run()
-    except Exception:
+    except Exception:  # Nobody sees its standard error: the log must have the trace before it ends.
         _LOG.exception("the supervisor failed")
         raise SystemExit(1) from None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorafleet_serving.engine.request import GenerationRequest, TokenOutput
-from lorafleet_serving.exceptions import AdapterRefusal, NoRoom
+from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, NoRoom
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ class AdapterLoaded:
 
 @dataclass(frozen=True)
 class AdapterRefused:
-    """An adapter was not loaded: it must not be, or there is no room for it now."""
+    """An adapter was not loaded: it must not be, or it cannot be now."""
 
     digest: str
-    error: AdapterRefusal | NoRoom
+    error: AdapterRefusal | NoRoom | FetchFailed
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from lorafleet_serving.engine.messages import (
 )
 from lorafleet_serving.engine.openmp import wait_briefly
 from lorafleet_serving.engine.request import FinishReason, TokenOutput
-from lorafleet_serving.exceptions import AdapterRefusal, InvalidRequest, NoRoom, ServingError
+from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, InvalidRequest, NoRoom, ServingError
 
 if TYPE_CHECKING:
     from lorafleet_serving.engine.engine import Engine
@@ -110,9 +110,10 @@ class EngineLoop:
         except (AdapterRefusal, NoRoom) as error:
             self._pipe.send(AdapterRefused(digest, error))
         except Exception as error:
-            # A load touches nothing of the batch: no adapter, however odd, is worth everybody's answers.
+            # A load touches nothing of the batch: no adapter, however odd, is worth everybody's answers. Whether it was
+            # the adapter or the machine is unknown, so that it is tried again, and not refused for good.
             _logger.exception("loading adapter %s failed", digest)
-            self._pipe.send(AdapterRefused(digest, AdapterRefusal(f"it cannot be loaded: {error!r}")))
+            self._pipe.send(AdapterRefused(digest, FetchFailed(f"it could not be loaded: {error!r}")))
         else:
             self._pipe.send(AdapterLoaded(digest, num_bytes))
 
@@ -154,6 +155,7 @@ def engine_main(pipe: Connection, config: EngineConfig) -> None:
         pipe.send(EngineFailed(str(error)))
         return
     except Exception as error:
+        # Whatever is wrong with the model's files, another process would meet it too: the front is told, and ends.
         _logger.exception("the engine cannot start")
         pipe.send(EngineFailed(f"the base model {config.model} cannot be loaded: {error!r}"))
         return

@@ -43,7 +43,7 @@ class PromptReading:
         self.next_row += hidden.shape[0]
 
     def _read(self, hidden: Tensor, head: Head) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # Each kind of reading has its own.
 
 
 class PromptScores(PromptReading):

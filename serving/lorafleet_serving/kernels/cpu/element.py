@@ -54,12 +54,12 @@ def matrix(address: int, num_rows: int, num_columns: int, tag: Tag) -> Any:
 
 def widen(element: Any) -> Any:
     """An element as fp32."""
-    raise NotImplementedError(element)
+    raise NotImplementedError(element)  # Compiled code takes `_widen` in its place.
 
 
 def narrow(value: Any, tag: Any) -> Any:
     """An fp32 value as an element, rounded to the nearest even one."""
-    raise NotImplementedError(value, tag)
+    raise NotImplementedError(value, tag)  # Compiled code takes `_narrow` in its place.
 
 
 @overload(widen, inline="always", strict=False)
