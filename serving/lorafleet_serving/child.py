@@ -177,6 +177,7 @@ class _Closed:
 
 def run_child(main: ChildMain, pipe: Connection, pulse: Connection, settings: object) -> None:
     """Run a child's main function. Signals to the process group are the front's business: it drains first."""
+    _give_sign(pulse)  # By this thread: one that freezes in its first moments is then known as started, and frozen.
     threading.Thread(target=_beat, args=(pulse,), name="pulse", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -185,10 +186,16 @@ def run_child(main: ChildMain, pipe: Connection, pulse: Connection, settings: ob
 
 
 def _beat(pulse: Connection) -> None:
-    with contextlib.suppress(OSError):  # The front is gone, which ends the main function too.
-        while True:
-            pulse.send_bytes(b".")
-            time.sleep(_PULSE_S)
+    while _give_sign(pulse):
+        time.sleep(_PULSE_S)
+
+
+def _give_sign(pulse: Connection) -> bool:
+    """Say that this child lives; False where nobody listens: the front is gone, which ends the main function too."""
+    with contextlib.suppress(OSError):
+        pulse.send_bytes(b".")
+        return True
+    return False
 
 
 def start_logging() -> None:
