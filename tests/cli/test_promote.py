@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,7 +93,23 @@ def test_rollback_without_previous_is_one_line(fleet: Fleet, run: Run) -> None: 
     )
 
 
-def test_rollback_loads_nothing_heavy() -> None:
-    code = "import sys, lorafleet_cli.main, lorafleet_cli.rollback; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert {"mlflow", "boto3", "torch", "transformers", "pandas", "pydantic"}.isdisjoint(loaded)
+def test_rollback_loads_nothing_heavy_before_it_moves_the_alias(tmp_path: Path) -> None:
+    code = (
+        "import sys, atexit; from lorafleet_cli.main import main\n"
+        "atexit.register(lambda: print('LOADED', *sys.modules))\nmain()"
+    )
+    # Nothing listens at the address, so that the command ends where it first asks the registry.
+    environment = {**os.environ, "LORAFLEET_HOME": str(tmp_path), "LORAFLEET_MLFLOW_URL": "http://127.0.0.1:9"}
+    result = subprocess.run(
+        [sys.executable, "-c", code, "rollback", "--to", "2", "cook"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert result.returncode == 1
+    assert "127.0.0.1:9" in result.stderr
+    _, _, loaded = result.stdout.partition("LOADED")
+    heavy = {"mlflow", "boto3", "torch", "transformers", "pandas", "pydantic", "httpx"}
+    assert "lorafleet_pipeline.registry.promotion" in loaded.split()
+    assert heavy.isdisjoint(loaded.split())
