@@ -105,6 +105,8 @@ class PodConfig:
                     "set LORAFLEET_GATE_KEY to the key of the pipeline"
                 )
 
+        _check("served_name", self.base_id, self.base_id.isascii() and self.base_id.isprintable(), "printable ASCII")
+
     @property
     def base_id(self) -> str:
         """Id of the base model in requests and answers."""

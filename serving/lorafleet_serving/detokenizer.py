@@ -9,6 +9,10 @@ _UNFINISHED = "\ufffd"
 """What a decoder writes for the first bytes of a character whose last bytes are still to come."""
 
 
+_LONGEST_CHARACTER = 4
+"""Tokens of one character at most: one for each byte of its UTF-8."""
+
+
 class TextDecoder(Protocol):
     """Turns tokens into text."""
 
@@ -21,7 +25,8 @@ class Detokenizer:
     """Turns a growing token sequence into text, piece by piece.
 
     Decodes a short window only: from the start of the piece before, whose text settles how the next
-    begins (some tokenizers drop the space of a first word).
+    begins (some tokenizers drop the space of a first word). The window stays short even where a model writes bytes
+    that are no characters: what is older than a character is long is settled as it stands.
     """
 
     def __init__(self, tokenizer: TextDecoder) -> None:
@@ -33,16 +38,29 @@ class Detokenizer:
         """Text that is certain with this token; empty while a character is unfinished."""
         self._pending.append(token_id)
         text = self._new_text()
-        if not text or text.endswith(_UNFINISHED):
-            return ""
-        self._settled, self._pending = self._pending, []
-        return text
+        if text and not text.endswith(_UNFINISHED):
+            self._settled, self._pending = self._pending, []
+            return text
+        return self._settle_start(text) if len(self._pending) > 2 * _LONGEST_CHARACTER else ""
 
     def flush(self) -> str:
         """What is left at the end, unfinished or not."""
         text = self._new_text()
         self._settled, self._pending = self._pending, []
         return text
+
+    def _settle_start(self, text: str) -> str:
+        """Text of the older of the pending tokens, if no token to come can change it."""
+        start, rest = self._pending[:-_LONGEST_CHARACTER], self._pending[-_LONGEST_CHARACTER:]
+        whole, self._pending = self._pending, start
+        certain = self._new_text()
+        if not text.startswith(certain):
+            self._pending = whole  # A character crosses the border: at the next token it does no longer.
+            return ""
+        if certain:  # Else they are special tokens, which say nothing of how the next text begins.
+            self._settled = start
+        self._pending = rest
+        return certain
 
     def _new_text(self) -> str:
         known = self._tokenizer.decode(self._settled)

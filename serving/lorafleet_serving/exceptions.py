@@ -3,6 +3,7 @@
 ServingError
   + InvalidSetting       a setting of the pod is wrong; it does not start
   + InvalidRequest       a request's field breaks a rule (also a ValueError)
+      + PromptTooLong        a prompt leaves no room for an answer in the model's context
   + UnsupportedModel     the base model's architecture or an option of it is not served
   + AdapterRefusal       an adapter's contents are wrong or not served
       + AdapterTooLarge      an adapter is larger than a whole tier
@@ -10,7 +11,6 @@ ServingError
   + GenerationFailed     the engine gave up on a sequence
   + DeadlineExceeded     a request was not answered within the time that it allows
   + BodyTooLong          a request's body is longer than the pod reads
-  + PromptTooLong        a prompt leaves no room for an answer in the model's context
   + UnknownAdapter       a request names an adapter or version that the pod does not know
   + AdapterWithdrawn     a request names a version that was withdrawn
   + AdapterNotReady      a request names a version that is not loaded, or was refused
@@ -73,7 +73,7 @@ class BodyTooLong(ServingError):
     """Raised when a request's body is longer than the pod reads."""
 
 
-class PromptTooLong(ServingError):
+class PromptTooLong(InvalidRequest):
     """Raised when a prompt leaves no room for an answer in the model's context."""
 
 

@@ -45,6 +45,10 @@ class Generation:
             self.on_close(self)
             self.on_close = None
 
+    def fail(self, error: Exception) -> None:
+        """End the answer with an error, behind what is there of it."""
+        self._stream.fail(error)
+
     async def pieces(self) -> AsyncIterator[Piece]:
         """The answer piece by piece; the last one has a finish reason.
 

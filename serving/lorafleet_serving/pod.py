@@ -41,12 +41,11 @@ from lorafleet_serving.exceptions import (
     UnknownAdapter,
 )
 from lorafleet_serving.generation import Generation
+from lorafleet_serving.in_flight import InFlight
 from lorafleet_serving.loop import post
 from lorafleet_serving.tokenizer import PodTokenizer
 
 _logger = logging.getLogger(__name__)
-
-_DRAIN_LOOK_S = 0.02
 
 
 class Pod:
@@ -56,11 +55,12 @@ class Pod:
         self.config = config
         self.api_keys = None if config.api_keys is None else ApiKeys.read(config.api_keys)
         tenants = [ANONYMOUS] if self.api_keys is None else [key.tenant for key in self.api_keys]
+        self.limits = WaitingLimits(config.max_waiting, tenants)
         self.base_digest = ""
         self.catalog = Catalog()
         self.engine = EngineHandle(
             config.engine,
-            limits=WaitingLimits(config.max_waiting, tenants),
+            limits=self.limits,
             silence_limit_s=config.silence_limit_s,
             on_ready=self._note_progress,
             on_down=self._engine_down,
@@ -77,7 +77,7 @@ class Pod:
         self.registry_error: str | None = None
         self.synced_at: float | None = None
         self.is_draining = False
-        self._generations: set[Generation] = set()
+        self.in_flight = InFlight()
         self._tokenizer: PodTokenizer | None = None
         self._rollout: Rollout | None = None
         self._watcher: RegistryWatcher | None = None
@@ -157,13 +157,9 @@ class Pod:
             self._cache_lock.close()
 
     async def drain(self) -> None:
-        """Take no more requests and wait, within the limit, for those that run."""
+        """Take no more requests and wait, within the limit, for those that are here."""
         self.is_draining = True
-        deadline = time.monotonic() + self.config.drain_limit_s
-        while self._generations and time.monotonic() < deadline:
-            await asyncio.sleep(_DRAIN_LOOK_S)
-        if self._generations:
-            _logger.warning("%d requests did not end in time", len(self._generations))
+        await self.in_flight.drain(self.config.drain_limit_s)
 
     def nudge(self, name: str) -> None:
         """Look at one name of the registry at once."""
@@ -207,9 +203,10 @@ class Pod:
         """Start to generate, or with `pooling` to make a vector. The answer must be closed.
 
         Raises:
-            PodUnavailable: the engine is down.
+            PodUnavailable: the engine is down, or the pod is.
             QueueFull: too many requests wait.
         """
+        self.in_flight.check_open()
         digest = version.digest if version is not None else None
         if digest is not None and digest not in self.engine.loaded:
             # It was when the version was found; the engine died since.
@@ -230,8 +227,7 @@ class Pod:
             stream = self.engine.submit(request)
             resources.callback(stream.close)
             generation = Generation(stream, self.tokenizer, stop, resources.pop_all())
-        self._generations.add(generation)
-        generation.on_close = self._generations.discard
+        self.in_flight.add(generation)
         return generation
 
     def _follow(self, client: RegistryClient, tokenizer: PodTokenizer) -> None:

@@ -69,6 +69,7 @@ class PodTokenizer:
         *,
         tools: Sequence[Tool] | None = None,
         template: str | None = None,
+        field: str = "messages",
     ) -> tuple[int, ...]:
         """Tokens of a conversation, up to where the assistant's answer starts.
 
@@ -78,7 +79,7 @@ class PodTokenizer:
         """
         text = self.chat_template(template, with_tools=bool(tools)).render(messages, tools)
         if max_tokens is not None:
-            self.check_text(text, max_tokens)
+            self.check_text(text, max_tokens, field)
         # The template writes its own special tokens.
         return self.encode(text, add_special_tokens=False)
 
@@ -112,7 +113,7 @@ class PodTokenizer:
         if wrong is not None:
             raise InvalidRequest(f"token id {wrong} is not between 0 and {self._num_ids - 1}", field=field)
 
-    def check_text(self, text: str, max_tokens: int) -> None:
+    def check_text(self, text: str, max_tokens: int, field: str = "prompt") -> None:
         """Turn away a text that is none or must be too long, without the work of tokenizing it.
 
         Raises:
@@ -121,8 +122,9 @@ class PodTokenizer:
         """
         limit = max_tokens * self._longest_token
         if len(text) > limit:
-            raise PromptTooLong(f"the prompt has {len(text)} characters, more than {max_tokens} tokens can hold")
+            told = f"the prompt has {len(text)} characters, more than {max_tokens} tokens can hold: shorten it"
+            raise PromptTooLong(told, field=field)
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise InvalidRequest(f"the prompt is not valid Unicode: {error}", field="prompt") from error
+            raise InvalidRequest(f"the prompt is not valid Unicode: {error}", field=field) from error

@@ -38,7 +38,7 @@ class Forward:
     ) -> None:
         model = load_model(folder, dtype, CPU, kernels, weights)
         config = EngineConfig(folder, block_size=BLOCK_SIZE, kv_cache_bytes=64 << 20)
-        cache = KvCache(model.kv_shape, config, dtype, CPU)
+        cache = KvCache(model.kv_shape, config, dtype, CPU, model.max_positions)
         self._runner = ModelRunner(model, cache, CPU)
         self._blocks = list(range(cache.num_blocks))[::-3]
         self._adapters: dict[str, AdapterWeights] = {

@@ -60,6 +60,7 @@ def test_secrets_come_from_variables_and_do_not_print(model: Path) -> None:
         (["--max-adapter-bytes", "99999999999"], {}, "disk_bytes"),
         (["--s3-endpoint", "somewhere"], {}, "http://"),
         (["--registry-url", "http://registry"], {}, "LORAFLEET_GATE_KEY"),
+        (["--served-name", "模型"], {}, "served_name"),
         ([], {"LORAFLEET_MLFLOW_URL": "registry", "LORAFLEET_GATE_KEY": "k"}, "registry_url"),
     ],
 )

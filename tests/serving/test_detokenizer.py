@@ -73,3 +73,31 @@ def test_stop_strings_across_pieces(stop: list[str], pieces: list[str], shown: s
         if stopped:
             break
     assert text == shown
+
+
+class CountingTokenizer(ByteTokenizer):
+    """Counts the tokens that it decodes; 255 is a special one."""
+
+    def __init__(self) -> None:
+        self.num_decoded = 0
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        self.num_decoded += len(token_ids)
+        return super().decode([item for item in token_ids if item != 255])
+
+
+@given(st.lists(st.one_of(st.integers(0, 254), st.sampled_from([0x80, 0xC3, 0xE2, 0xF0]), st.just(255)), max_size=60))
+def test_broken_characters_and_special_tokens_add_up_as_well(token_ids: list[int]) -> None:
+    tokenizer = CountingTokenizer()
+    detokenizer = Detokenizer(tokenizer)
+    pieces = [detokenizer.add(token_id) for token_id in token_ids]
+    assert "".join(pieces) + detokenizer.flush() == tokenizer.decode(token_ids)
+
+
+@pytest.mark.parametrize("token_ids", [[0x80] * 4000, [255] * 4000, [0xE2, 0x82] * 2000])
+def test_the_work_for_a_token_does_not_grow_with_the_text(token_ids: list[int]) -> None:
+    tokenizer = CountingTokenizer()
+    detokenizer = Detokenizer(tokenizer)
+    shown = "".join([detokenizer.add(token_id) for token_id in token_ids])
+    assert tokenizer.num_decoded < 60 * len(token_ids)
+    assert shown + detokenizer.flush() == tokenizer.decode(token_ids)

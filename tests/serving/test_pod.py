@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -68,10 +69,84 @@ def test_without_a_registry_the_base_is_served_and_admin_routes_are_shut(lone_po
 
 
 def test_too_many_waiting_requests_are_told_when_to_come_back(lone_pod: PodProcess) -> None:
-    response = lone_pod.http.post("/v1/completions", json={"prompt": ["the cat"] * 12, "max_tokens": 200})
-    assert response.status_code == 429
-    assert int(response.headers["Retry-After"]) >= 1
+    asked = {"prompt": ["the cat"] * 2, "max_tokens": 200, "min_tokens": 200}
+    with ThreadPoolExecutor(12) as callers:
+        answers = list(callers.map(lambda _: lone_pod.http.post("/v1/completions", json=asked), range(12)))
+    turned_away = [answer for answer in answers if answer.status_code != 200]
+    assert 0 < len(turned_away) < len(answers)
+    assert {answer.status_code for answer in turned_away} == {429}
+    assert all(int(answer.headers["Retry-After"]) >= 1 for answer in turned_away)
     assert lone_pod.client.complete("", "the cat", max_tokens=2).num_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/completions", {"prompt": ["the cat"] * 3}, "prompt"),
+        ("/v1/completions", {"prompt": "the cat", "n": 3}, "n"),
+        ("/v1/completions", {"prompt": "the cat", "best_of": 3}, "best_of"),
+    ],
+)
+def test_a_request_for_more_than_can_ever_wait_is_not_told_to_come_back(
+    lone_pod: PodProcess, path: str, body: dict[str, object], field: str
+) -> None:
+    answer = lone_pod.http.post(path, json=body)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["param"] == field
+    assert "3 answers, and 2 may wait" in answer.json()["error"]["message"]
+    assert "Retry-After" not in answer.headers
+
+
+def test_many_texts_are_embedded_in_turns_that_may_wait(lone_pod: PodProcess) -> None:
+    answer = lone_pod.http.post("/v1/embeddings", json={"input": ["the cat"] * 9})
+    assert answer.status_code == 200
+    assert len(answer.json()["data"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "field"),
+    [
+        ("/v1/embeddings", {"input": [[99999999]]}, 422, "input"),
+        ("/v1/embeddings", {"input": "word " * 100_000}, 413, "input"),
+        ("/v1/completions", {"prompt": "word " * 100_000}, 413, "prompt"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "word " * 100_000}]}, 413, "messages"),
+    ],
+)
+def test_a_wrong_prompt_is_named_as_the_caller_calls_it(
+    lone_pod: PodProcess, path: str, body: dict[str, object], status: int, field: str
+) -> None:
+    answer = lone_pod.http.post(path, json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, field)
+
+
+def test_without_a_number_of_tokens_a_lorax_answer_may_fill_the_model(lone_pod: PodProcess) -> None:
+    parameters = {"details": True, "ignore_eos_token": True}
+    answer = lone_pod.http.post("/generate", json={"inputs": "the cat", "parameters": parameters})
+    limit = lone_pod.http.get("/info").json()["max_total_tokens"]
+    assert answer.json()["details"]["generated_tokens"] == limit - int(answer.headers["x-prompt-tokens"])
+
+
+def test_time_that_runs_out_while_a_prompt_is_read_counts(lone_pod: PodProcess) -> None:
+    headers = {"x-request-timeout-s": "0.000001"}
+    messages = [{"role": "user", "content": "the cat"}]  # Written and read beside the loop.
+    answer = lone_pod.http.post("/v1/chat/completions", json={"messages": messages}, headers=headers)
+    assert answer.status_code == 504
+
+
+def test_what_does_not_end_while_the_pod_drains_ends_with_an_error(tiny_model: Path, tmp_path: Path) -> None:
+    pod = PodProcess(tiny_model, tmp_path, free_port(), {}, "--drain-limit", "0.2", "--max-num-seqs", "1")
+    try:
+        pod.wait_ready()
+        asked = {"prompt": "the cat", "max_tokens": 200, "min_tokens": 200, "n": 16, "stream": True}
+        with pod.http.stream("POST", "/v1/completions", json=asked) as answer:
+            lines = answer.iter_lines()
+            assert "choices" in next(lines)
+            pod.signal(signal.SIGTERM)
+            *_, last = [line for line in lines if line]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == 503
+        assert pod.wait_exit() == 0
+    finally:
+        pod.stop()
 
 
 def test_a_client_tells_when_nobody_answers() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ from lorafleet_serving.api.question import Question
 from lorafleet_serving.caller import Caller
 from lorafleet_serving.chat_template import ChatTemplate
 from lorafleet_serving.constraint_check import ConstraintCheck
-from lorafleet_serving.exceptions import InvalidRequest, PromptTooLong
+from lorafleet_serving.exceptions import DeadlineExceeded, InvalidRequest, PromptTooLong
 from lorafleet_serving.loop import off_loop
 from lorafleet_serving.pod import Pod
 
@@ -57,9 +57,12 @@ class Asker:
 
         Raises:
             ServingError: there is no such adapter, or it cannot be served.
+            DeadlineExceeded: the time that the request allows is over before all are asked.
         """
         with ExitStack() as held:
-            yield await self._find_adapter(question, held)
+            held.enter_context(self.pod.in_flight.preparing())
+            async with _within(question.caller.deadline):
+                yield await self._find_adapter(question, held)
 
     async def ask(self, question: Question, version: ServedAdapter | None) -> Answer:
         """Begin to answer with what `adapter_of` found.
@@ -80,6 +83,22 @@ class Asker:
         stop = question.stop if question.stop is not None else block.stop if block is not None else ()
         generation = self.pod.begin(token_ids, sampling, stop, version, question.pooling, question.caller)
         return Answer(generation, version, token_ids, asked_at, self.pod, self._metrics)
+
+    def most_at_once(self, caller: Caller) -> int:
+        """How many questions of a caller may wait at the same time, however idle the pod is."""
+        return self.pod.limits.most(caller.tenant)
+
+    def check_number(self, questions: Sequence[Question], field: str) -> None:
+        """Turn away a request whose questions can never wait all together: to come back would not help.
+
+        Raises:
+            InvalidRequest: there are too many.
+        """
+        limit = self.most_at_once(questions[0].caller)
+        if len(questions) > limit:
+            raise InvalidRequest(
+                f"{field} asks for {len(questions)} answers, and {limit} may wait at a time: send fewer", field=field
+            )
 
     def chat_template(self, model: str, *, caller: Caller) -> ChatTemplate:
         """The template that a conversation with tools would go through.
@@ -105,17 +124,18 @@ class Asker:
         """Tokens of the prompt."""
         tokenizer, limit = self.pod.tokenizer, self.pod.max_model_len
         if question.token_ids is not None:
-            tokenizer.check_ids(question.token_ids)
+            tokenizer.check_ids(question.token_ids, question.prompt_field)
             return question.token_ids
         if question.messages is not None:
-            encode = partial(tokenizer.encode_chat, tools=question.tools, template=template)
+            field = question.prompt_field
+            encode = partial(tokenizer.encode_chat, tools=question.tools, template=template, field=field)
             return await asyncio.to_thread(encode, question.messages, limit)
         if block is None:
             text = question.text or ""
-            tokenizer.check_text(text, limit)
+            tokenizer.check_text(text, limit, question.prompt_field)
             return await off_loop(text, tokenizer.encode)
         text = block.render(question.variables or {})
-        tokenizer.check_text(text, limit)
+        tokenizer.check_text(text, limit, question.prompt_field)
         return await off_loop(text, partial(tokenizer.encode_rendered, chat=block.chat, template=template))
 
     def _fit(self, question: Question, num_prompt: int, block: PromptBlock | None) -> int:
@@ -123,11 +143,12 @@ class Asker:
         limit = self.pod.max_model_len
         room = limit - num_prompt
         if num_prompt == 0:
-            raise InvalidRequest("the prompt is empty: send at least one token", field="prompt")
+            raise InvalidRequest("the prompt is empty: send at least one token", field=question.prompt_field)
         if question.pooling is not None and num_prompt <= limit:
             return 1  # Nothing is generated, so that the prompt may fill the model.
         if room < 1:
-            raise PromptTooLong(f"the prompt has {num_prompt} tokens, the limit is {limit - 1}: shorten it")
+            told = f"the prompt has {num_prompt} tokens, the limit is {limit - 1}: shorten it"
+            raise PromptTooLong(told, field=question.prompt_field)
         wanted = question.max_tokens
         if wanted is None:
             default = block.max_new_tokens if block is not None else question.default_max_tokens
@@ -140,6 +161,16 @@ class Asker:
                 field=field,
             )
         return wanted
+
+
+@asynccontextmanager
+async def _within(deadline: float | None) -> AsyncIterator[None]:
+    """Give up at a time of the monotonic clock, which the event loop's clock is."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError as error:
+        raise DeadlineExceeded("the request's time was over before it could be asked: allow it more time") from error
 
 
 def _own_template(version: ServedAdapter | None) -> str | None:

@@ -64,6 +64,7 @@ class EmbeddingRoutes:
                 sampling=SamplingParams(),
                 max_tokens=None,
                 max_tokens_field="max_tokens",
+                prompt_field="input",
                 text=item if isinstance(item, str) else None,
                 token_ids=None if isinstance(item, str) else item,
                 pooling=body.pooling or Pooling.LAST,
@@ -86,7 +87,7 @@ class EmbeddingRoutes:
         )
 
     async def _vectors(self, questions: Sequence[Question]) -> list[tuple[Answer, array[float]]]:
-        turns = asyncio.Semaphore(_AT_A_TIME)
+        turns = asyncio.Semaphore(min(_AT_A_TIME, self._asker.most_at_once(questions[0].caller)))
 
         async def vector(question: Question) -> tuple[Answer, array[float]]:
             async with turns:

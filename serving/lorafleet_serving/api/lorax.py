@@ -123,7 +123,7 @@ class LoraxRoutes:
     async def tokenize(self, body: TokenizeRequest) -> Response:
         """Tokens of a text with their places."""
         tokenizer = self._pod.tokenizer
-        tokenizer.check_text(body.inputs, self._pod.max_model_len)
+        tokenizer.check_text(body.inputs, self._pod.max_model_len, "inputs")
         tokens = await off_loop(body.inputs, tokenizer.split, add_special_tokens=body.add_special_tokens)
         return JSONResponse([token._asdict() for token in tokens])
 
@@ -132,6 +132,7 @@ class LoraxRoutes:
         with_details = bool(parameters.details or parameters.decoder_input_details)
         with_logprobs = with_details or (parameters.best_of or 1) > 1
         questions = self._reader(request).generate(body, with_logprobs=with_logprobs)
+        self._asker.check_number(questions, "best_of")
         answers: list[Answer] = []
         try:
             async with self._asker.adapter_of(questions[0]) as version:

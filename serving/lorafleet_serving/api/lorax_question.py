@@ -23,7 +23,6 @@ from lorafleet_serving.engine.request import Pooling, SamplingParams
 from lorafleet_serving.exceptions import InvalidRequest
 from lorafleet_serving.pod import Pod
 
-_DEFAULT_NEW_TOKENS = 20
 _BASE_MODEL = "__base_model__"
 _SEED_BITS = 53
 """Of the seeds that are drawn for callers who sent none: what every JSON parser keeps exactly."""
@@ -53,7 +52,7 @@ class QuestionReader:
             sampling=sampling,
             max_tokens=parameters.max_new_tokens,
             max_tokens_field="max_new_tokens",
-            default_max_tokens=_DEFAULT_NEW_TOKENS,
+            prompt_field="inputs" if parameters.variables is None else "variables",
             stop=None if parameters.stop is None else tuple(item for item in parameters.stop if item),
             text=body.inputs if takes_text else None,
             messages=[{"role": "user", "content": body.inputs}] if parameters.apply_chat_template else None,
@@ -79,6 +78,7 @@ class QuestionReader:
             sampling=SamplingParams(),
             max_tokens=None,
             max_tokens_field="max_new_tokens",
+            prompt_field="inputs",
             text=body.inputs,
             merged=self._merged(parameters),
             pooling=pooling or Pooling.LAST,

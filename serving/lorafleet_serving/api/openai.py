@@ -41,6 +41,8 @@ class _Plan:
     """Answers to each prompt that are given: the likeliest of those that are made."""
     writer: type[TextChoice] | type[ChatChoice]
     form: Form
+    field: str = "n"
+    """What asks for that many answers, for errors."""
     echoes: bool = False
 
 
@@ -69,6 +71,7 @@ class OpenAIRoutes:
             sampling=sampling,
             max_tokens=body.max_tokens,
             max_tokens_field="max_tokens",
+            prompt_field="prompt" if body.variables is None else "variables",
             default_max_tokens=_DEFAULT_COMPLETION_TOKENS,
             stop=body.stop_strings,
             variables=body.variables,
@@ -78,7 +81,8 @@ class OpenAIRoutes:
         )
         form = Form(self._pod.tokenizer.decode, body.logprobs is not None)
         questions = [item for prompt in prompts for item in _several(prompt, num_made)]
-        plan = _Plan(questions, num_made, num_given, TextChoice, form, echoes=bool(body.echo))
+        field = "prompt" if len(prompts) > 1 else "best_of" if num_made > num_given else "n"
+        plan = _Plan(questions, num_made, num_given, TextChoice, form, field, echoes=bool(body.echo))
         return await self._respond(request, plan, body)
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
@@ -96,6 +100,7 @@ class OpenAIRoutes:
             sampling=replace(sampling_of(body), constraint=constraint),
             max_tokens=getattr(body, field),
             max_tokens_field=field,
+            prompt_field="messages" if body.variables is None else "variables",
             stop=body.stop_strings,
             messages=None if body.messages is None else template_messages(body.messages),
             tools=None if tools is None else [tool.model_dump(exclude_none=True) for tool in tools.tools],
@@ -113,6 +118,7 @@ class OpenAIRoutes:
         return tool_use(body, tagged=self._asker.chat_template(body.model, caller=caller).tags_calls)
 
     async def _respond(self, request: Request, plan: _Plan, body: SamplingFields) -> Response:
+        self._asker.check_number(plan.questions, plan.field)
         with ExitStack() as running:
             answers: list[Answer] = []
             async with self._asker.adapter_of(plan.questions[0]) as version:

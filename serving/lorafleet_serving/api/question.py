@@ -25,6 +25,8 @@ class Question:
     max_tokens: int | None
     max_tokens_field: str
     """Name of that field in the caller's dialect, for errors."""
+    prompt_field: str
+    """Name of what holds the prompt in the caller's dialect, for errors."""
     default_max_tokens: int | None = None
     """What is taken without `max_tokens`; None is all the room there is."""
     stop: tuple[str, ...] | None = None

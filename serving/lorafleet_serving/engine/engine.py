@@ -66,11 +66,11 @@ class Engine:
         device = resolve_device(config.device)
         dtype = resolve_dtype(config.dtype, device)
         model = load_model(config.model, dtype, device, weights=config.weights)
-        kv_cache = KvCache(model.kv_shape, config, dtype, device)
+        kv_cache = KvCache(model.kv_shape, config, dtype, device, model.max_positions)
         self.config = config
         self.tokenizer_folder = config.model
         self.base_digest = base_digest(config.model)
-        self.max_model_len = kv_cache.longest_sequence(config.max_model_len, model.max_positions)
+        self.max_model_len = kv_cache.longest_sequence(config.max_model_len)
         self.hidden_size = model.hidden_size
         self._request_check = RequestCheck(model.vocab_size, self.max_model_len)
         self._eos_token_ids = read_eos_token_ids(config.model)

@@ -5,11 +5,17 @@ from __future__ import annotations
 import torch
 
 from lorafleet_serving.engine.config import EngineConfig
+from lorafleet_serving.engine.host_memory import memory_limit
 from lorafleet_serving.exceptions import InvalidSetting
 from lorafleet_serving.kernels.geometry import LayerCache
 from lorafleet_serving.models.kv_shape import KvShape
 
-_CPU_BYTES = 1 << 30
+_CPU_SEQUENCES = 8
+"""Sequences of full length that the cache of a CPU takes, if its share of the memory does."""
+_CPU_LEAST = 1 << 30
+"""What it takes for short ones, if all that may run at a time can fill it."""
+_CPU_SHARE = 0.25
+"""Share of all memory at most; the rest is for weights, adapters, and what else runs there."""
 _GPU_SHARE = 0.8
 """Share of the free GPU memory; the rest is for activations and adapters."""
 
@@ -17,15 +23,17 @@ _GPU_SHARE = 0.8
 class KvCache:
     """Blocks of all layers, and one more block that is never written and stands for padding."""
 
-    def __init__(self, shape: KvShape, config: EngineConfig, dtype: torch.dtype, device: torch.device) -> None:
-        num_bytes = config.kv_cache_bytes or _default_bytes(device, config.adapter_device_bytes)
+    def __init__(
+        self, shape: KvShape, config: EngineConfig, dtype: torch.dtype, device: torch.device, max_positions: int
+    ) -> None:
+        self._max_positions = max_positions
         self.block_size = config.block_size
-        self.num_blocks = num_bytes // (shape.num_bytes_per_token(dtype) * config.block_size)
+        block_bytes = shape.num_bytes_per_token(dtype) * config.block_size
+        longest_bytes = -(-(config.max_model_len or max_positions) // config.block_size) * block_bytes
+        num_bytes = config.kv_cache_bytes or _default_bytes(device, longest_bytes, config)
+        self.num_blocks = num_bytes // block_bytes
         if self.num_blocks < 1:
-            raise InvalidSetting(
-                f"kv_cache_bytes is {num_bytes}, one block takes "
-                f"{shape.num_bytes_per_token(dtype) * config.block_size}: raise it"
-            )
+            raise InvalidSetting(f"kv_cache_bytes is {num_bytes}, one block takes {block_bytes}: raise it")
         num_slots = (self.num_blocks + 1) * config.block_size
         size = (2, shape.num_kv_heads, num_slots, shape.head_dim)
         try:
@@ -41,7 +49,7 @@ class KvCache:
         """The block that is never written."""
         return self.num_blocks
 
-    def longest_sequence(self, wanted: int | None, max_positions: int) -> int:
+    def longest_sequence(self, wanted: int | None) -> int:
         """Most tokens that one sequence may have: what is wanted, or else what cache and model allow.
 
         Raises:
@@ -49,9 +57,11 @@ class KvCache:
         """
         num_slots = self.num_blocks * self.block_size
         if wanted is None:
-            return min(max_positions, num_slots)
-        if wanted > max_positions:
-            raise InvalidSetting(f"max_model_len is {wanted}, the base model takes {max_positions} tokens: lower it")
+            return min(self._max_positions, num_slots)
+        if wanted > self._max_positions:
+            raise InvalidSetting(
+                f"max_model_len is {wanted}, the base model takes {self._max_positions} tokens: lower it"
+            )
         if wanted > num_slots:
             raise InvalidSetting(
                 f"max_model_len is {wanted}, the KV cache holds {num_slots} tokens: lower it or raise kv_cache_bytes"
@@ -59,8 +69,10 @@ class KvCache:
         return wanted
 
 
-def _default_bytes(device: torch.device, adapter_bytes: int) -> int:
+def _default_bytes(device: torch.device, longest_bytes: int, config: EngineConfig) -> int:
+    """Memory that is taken unless told; `longest_bytes` is that of one sequence of full length."""
     if device.type != "cuda":
-        return _CPU_BYTES
+        wanted = min(max(_CPU_SEQUENCES * longest_bytes, _CPU_LEAST), config.max_num_seqs * longest_bytes)
+        return min(wanted, int(memory_limit() * _CPU_SHARE))
     free, _ = torch.cuda.mem_get_info(device)
-    return max(int((free - adapter_bytes) * _GPU_SHARE), 1)
+    return max(int((free - config.adapter_device_bytes) * _GPU_SHARE), 1)

@@ -31,6 +31,10 @@ class WaitingLimits:
         self._all_left = DrainRate(clock)
         self._left: defaultdict[str, DrainRate] = defaultdict(lambda: DrainRate(clock))
 
+    def most(self, tenant: Tenant) -> int:
+        """How many requests of a tenant may wait where nobody else does."""
+        return self._max_waiting if tenant.max_waiting is None else min(tenant.max_waiting, self._max_waiting)
+
     def enter(self, tenant: Tenant) -> None:
         """One more request of a tenant waits.
 
