@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from lorafleet_cli.console import JsonOption, notes, print_json, print_table, results
+from lorafleet_cli.console import notes, print_json, print_table, results
+from lorafleet_cli.options import JsonOption
 from lorafleet_contract.aliases import Alias
 from lorafleet_pipeline.registry.overview import AdapterOverview, fleet_overview
 from lorafleet_pipeline.settings import PlatformSettings

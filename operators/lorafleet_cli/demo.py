@@ -10,7 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lorafleet_cli.console import JsonOption, format_duration, make_table, notes, print_json, print_table, results
+from lorafleet_cli.console import format_duration, make_table, notes, print_json, print_table, results
+from lorafleet_cli.options import JsonOption
 from lorafleet_cli.up import HomeOption
 from lorafleet_pipeline.demo.airflow_client import RunState
 from lorafleet_pipeline.demo.demo import DemoOptions, run_demo

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lorafleet_cli.console import JsonOption, print_json, print_table
+from lorafleet_cli.console import print_json, print_table
+from lorafleet_cli.options import JsonOption
 from lorafleet_pipeline.registry.history import history
 from lorafleet_pipeline.settings import PlatformSettings
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lorafleet_cli.console import JsonOption
+from lorafleet_cli.options import JsonOption
 from lorafleet_cli.promotion_result import pods_shown, print_promotion
 from lorafleet_contract.aliases import Alias
 from lorafleet_pipeline.registry.promotion import promote

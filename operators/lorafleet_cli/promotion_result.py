@@ -1,26 +1,45 @@
-"""What `promote` and `rollback` show: the pods while they are waited for, then the result."""
+"""What `promote` and `rollback` show: the pods while they are waited for, then the result.
+
+The display is loaded when there is something to show, by when the alias has moved: a rollback has no time to spare
+before, and some while the pods follow.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from lorafleet_cli.console import notes, print_json, results
 from lorafleet_pipeline.registry.promotion import Promotion
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 
 @contextmanager
 def pods_shown(title: str) -> Iterator[Callable[[Mapping[str, str]], None]]:
     """A line on stderr that tells the state of each pod."""
-    with notes.status(Text(title)) as status:
-        yield lambda pods: status.update(Text(" | ".join([title, *(f"{url}: {state}" for url, state in pods.items())])))
+    with ExitStack() as shown:
+        line: Status | None = None
+
+        def show(pods: Mapping[str, str]) -> None:
+            from rich.text import Text
+
+            from lorafleet_cli.console import notes
+
+            nonlocal line
+            if line is None:
+                line = shown.enter_context(notes.status(Text(title)))
+            line.update(Text(" | ".join([title, *(f"{url}: {state}" for url, state in pods.items())])))
+
+        yield show
 
 
 def print_promotion(promotion: Promotion, *, as_json: bool) -> None:
     """Print the result."""
+    from lorafleet_cli.console import notes, print_json, results
+
     if as_json:
         print_json(asdict(promotion))
         return

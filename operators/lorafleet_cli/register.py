@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lorafleet_cli.console import JsonOption, notes, print_json, print_table, results
+from lorafleet_cli.console import notes, print_json, print_table, results
+from lorafleet_cli.options import JsonOption
 from lorafleet_cli.run import RunOption, SpecArgument, open_run
 
 

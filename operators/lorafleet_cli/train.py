@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lorafleet_cli.console import JsonOption, format_duration, make_progress, notes, print_json, print_table, results
+from lorafleet_cli.console import format_duration, make_progress, notes, print_json, print_table, results
+from lorafleet_cli.options import JsonOption
 from lorafleet_cli.run import RunOption, SpecArgument, open_run
 
 

@@ -11,7 +11,8 @@ import typer
 from rich.live import Live
 from rich.text import Text
 
-from lorafleet_cli.console import JsonOption, format_duration, make_table, notes, print_json, print_table, results
+from lorafleet_cli.console import format_duration, make_table, notes, print_json, print_table, results
+from lorafleet_cli.options import JsonOption
 from lorafleet_pipeline.exceptions import StackError
 from lorafleet_pipeline.stack.options import ALL_COMPONENTS, StackOptions, expand_components
 from lorafleet_pipeline.stack.stack import Stack

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lorafleet_cli.console import JsonOption, make_progress, notes, print_json, print_table, results
+from lorafleet_cli.console import make_progress, notes, print_json, print_table, results
+from lorafleet_cli.options import JsonOption
 from lorafleet_cli.run import RunOption, SpecArgument, open_run
 from lorafleet_pipeline.datasets.report import ValidationReport
 from lorafleet_pipeline.run_folder import RunFolder

@@ -110,6 +110,6 @@ def test_rollback_loads_nothing_heavy_before_it_moves_the_alias(tmp_path: Path) 
     assert result.returncode == 1
     assert "127.0.0.1:9" in result.stderr
     _, _, loaded = result.stdout.partition("LOADED")
-    heavy = {"mlflow", "boto3", "torch", "transformers", "pandas", "pydantic", "httpx"}
+    heavy = {"mlflow", "boto3", "torch", "transformers", "pandas", "pydantic", "httpx", "rich.console"}
     assert "lorafleet_pipeline.registry.promotion" in loaded.split()
     assert heavy.isdisjoint(loaded.split())

@@ -117,7 +117,7 @@ class Engine:
         if chunks:
             started = time.perf_counter()
             logits = self._runner.run(chunks, self._adapters.weights)
-            outputs += self._postprocess(chunks, None if logits is None else Sampler(logits, self._eos_token_ids))
+            outputs += self._postprocess(chunks, None if logits is None else self._sampler(logits))
             self._num_steps += 1
             num_decodes = sum(chunk.num_tokens == 1 for chunk in chunks)
             num_tokens = sum(chunk.num_tokens for chunk in chunks)
@@ -222,6 +222,9 @@ class Engine:
         assert chunks or not self._scheduler.waiting, "nothing runs, and yet nothing can be admitted"
         # The rows of one adapter lie side by side; the base model's come first.
         return sorted(chunks, key=lambda chunk: chunk.sequence.adapter or "")
+
+    def _sampler(self, logits: torch.Tensor) -> Sampler:
+        return Sampler(logits, self._runner.likeliest(logits), self._eos_token_ids)
 
     def _postprocess(self, chunks: Rows[Chunk], sampler: Sampler | None) -> list[TokenOutput]:
         outputs: list[TokenOutput] = []

@@ -37,6 +37,10 @@ class ModelRunner:
             start += prompt.num_rows
         return self._model.head(outputs[: step.num_sampled], step.head_lora) if step.num_sampled else None
 
+    def likeliest(self, logits: Tensor) -> list[int]:
+        """Of each row of logits the token of the highest, or `NOT_FINITE`."""
+        return self._model.kernels.likeliest(logits)
+
     def _read(self, prompt: PromptRows, hidden: Tensor) -> None:
         def head(part: Tensor) -> Tensor:
             return self._model.head(part, self._builder.plan_head([(prompt.adapter, part.shape[0])]))

@@ -6,7 +6,7 @@ Log-probabilities are the model's own, before penalty, temperature and truncatio
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence as Rows
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from lorafleet_serving.engine.adjustment import adjust, changes_likeliest
 from lorafleet_serving.engine.request import TokenLogprob
 from lorafleet_serving.engine.sequence import Sequence
 from lorafleet_serving.engine.truncation import truncate
+from lorafleet_serving.kernels.operators import NOT_FINITE
 
 
 class Sample(NamedTuple):
@@ -30,27 +31,23 @@ class Sample(NamedTuple):
 class Sampler:
     """Chooses tokens from the logits of one step, row by row: a choice may depend on what was chosen before."""
 
-    @torch.inference_mode()
-    def __init__(self, logits: Tensor, end_token_ids: Collection[int] = ()) -> None:
-        """Look over all rows at once.
-
+    def __init__(self, logits: Tensor, likeliest: Rows[int], end_token_ids: Collection[int] = ()) -> None:
+        """
         Args:
             logits: [num_rows, vocab_size]
+            likeliest: of each row the token of the highest logit, or `NOT_FINITE`.
             end_token_ids: tokens that end an answer, which may not come before its least length.
         """
         self._logits = logits
+        self._likeliest = likeliest
         self._end_token_ids = end_token_ids
-        highest, token_ids = logits.max(dim=-1)
-        # The two ends tell for the whole row: NaN is taken for both.
-        self._finite: list[bool] = torch.isfinite(highest - logits.amin(dim=-1)).tolist()
-        self._greedy: list[int] = token_ids.tolist()
 
     @torch.inference_mode()
     def choose(self, row: int, sequence: Sequence) -> Sample:
         """The next token of a sequence, from its row."""
-        if not self._finite[row]:
+        if self._likeliest[row] == NOT_FINITE:
             return Sample(None)
-        return _sample_row(self._logits[row], sequence, self._greedy[row], self._end_token_ids)
+        return _sample_row(self._logits[row], sequence, self._likeliest[row], self._end_token_ids)
 
 
 def _sample_row(logits: Tensor, sequence: Sequence, greedy: int, end_token_ids: Collection[int]) -> Sample:

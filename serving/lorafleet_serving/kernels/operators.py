@@ -26,6 +26,10 @@ class Activation(StrEnum):
     """GELU by its tanh approximation."""
 
 
+NOT_FINITE = -1
+"""Stands for the place in a row whose numbers are not all finite."""
+
+
 class Rotation(NamedTuple):
     """Angles of the rows of one step, the same for all layers. The first `rotary_dim` dimensions of a head rotate."""
 
@@ -86,6 +90,10 @@ class Kernels(Protocol):
 
         The step's own keys and values are in the cache.
         """
+        ...
+
+    def likeliest(self, logits: Tensor) -> list[int]:
+        """Place of a highest number of each row of [num_rows, num_columns], or `NOT_FINITE`."""
         ...
 
     def add_lora(self, x: Tensor, y: Tensor, plan: Any, site: int) -> None:

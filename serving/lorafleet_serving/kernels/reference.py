@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lorafleet_serving.kernels.attention_plan import AttentionPlan, DecodeGroup, PrefillSpan, plan_attention
 from lorafleet_serving.kernels.geometry import LayerCache, StepGeometry
-from lorafleet_serving.kernels.operators import Activation, Rotation
+from lorafleet_serving.kernels.operators import NOT_FINITE, Activation, Rotation
 from lorafleet_serving.kernels.packed_weight import DenseWeight
 from lorafleet_serving.kernels.segments import LoraRun, LoraSegment, segments_at
 from lorafleet_serving.kernels.weight_format import WeightFormat
@@ -82,6 +82,13 @@ class ReferenceKernels:
         for span in plan.prefills:
             output[span.start : span.end] = prefill_attention(query[span.start : span.end], cache, span, scale)
         return output.view(output.shape[0], -1)
+
+    def likeliest(self, logits: Tensor) -> list[int]:
+        """The two ends tell for the whole row: NaN is taken for both."""
+        highest, places = logits.max(dim=-1)
+        finite = torch.isfinite(highest - logits.amin(dim=-1))
+        found: list[int] = places.masked_fill(~finite, NOT_FINITE).tolist()
+        return found
 
     def add_lora(self, x: Tensor, y: Tensor, plan: Sequence[LoraRun], site: int) -> None:
         """Run by run, module by module."""

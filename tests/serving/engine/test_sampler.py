@@ -11,6 +11,7 @@ from hypothesis import given, strategies as st
 from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
 from lorafleet_serving.engine.sampler import Sample, Sampler
 from lorafleet_serving.engine.sequence import Sequence
+from tests.serving.kernels.forms import make_kernels
 
 
 def make_sequence(tokens: tuple[int, ...] = (1,), /, **sampling: float) -> Sequence:
@@ -18,7 +19,7 @@ def make_sequence(tokens: tuple[int, ...] = (1,), /, **sampling: float) -> Seque
 
 
 def sample(logits: torch.Tensor, sequences: list[Sequence], end_token_ids: Collection[int] = ()) -> list[Sample]:
-    sampler = Sampler(logits, end_token_ids)
+    sampler = Sampler(logits, make_kernels("reference").likeliest(logits), end_token_ids)
     return [sampler.choose(row, sequence) for row, sequence in enumerate(sequences)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,16 +14,16 @@ from torch.nn import functional as F
 
 from lorafleet_serving.kernels.geometry import LayerCache, Span, StepGeometry
 from lorafleet_serving.kernels.lora_table import Ints, address_table
-from lorafleet_serving.kernels.operators import Activation, Kernels, Rotation
+from lorafleet_serving.kernels.operators import NOT_FINITE, Activation, Kernels, Rotation
 from lorafleet_serving.kernels.segments import LoraRun, LoraSlice, LoraWeights
 from lorafleet_serving.kernels.weights import PlainWeight
 from tests.serving.kernels.forms import FORMS, make_kernels
 
-NUM_KV_HEADS, GROUP, HEAD_DIM = 2, 3, 8
+NUM_KV_HEADS, GROUP = 2, 3
+HEAD_DIMS = [8, 64, 80, 128]
 NUM_HEADS = NUM_KV_HEADS * GROUP
 BLOCK_SIZE, NUM_BLOCKS = 4, 11
 PADDING_BLOCK = NUM_BLOCKS
-SCALE = HEAD_DIM**-0.5
 FORMATS = [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)]
 
 
@@ -84,10 +85,10 @@ def test_mixed_ranks_modules_and_lengths_in_one_batch(
     assert torch.equal(y[2:5, 5:], before[2:5, 5:])
 
 
-def make_cache(dtype: torch.dtype) -> LayerCache:
+def make_cache(dtype: torch.dtype, head_dim: int) -> LayerCache:
     """A cache whose every unused slot would spoil what reads it, but for the padding."""
     num_slots = (NUM_BLOCKS + 1) * BLOCK_SIZE
-    cache = torch.full((2, NUM_KV_HEADS, num_slots, HEAD_DIM), float("nan"), dtype=dtype)
+    cache = torch.full((2, NUM_KV_HEADS, num_slots, head_dim), float("nan"), dtype=dtype)
     cache[:, :, PADDING_BLOCK * BLOCK_SIZE :] = 0
     return LayerCache(cache[0], cache[1])
 
@@ -96,29 +97,33 @@ def attend_by_row(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """query [num_heads, head_dim] over keys and values [context_len, num_kv_heads, head_dim]."""
     rows = []
     for head in range(query.shape[0]):
-        weights = torch.softmax(keys[:, head // GROUP] @ query[head] * SCALE, dim=0)
+        weights = torch.softmax(keys[:, head // GROUP] @ query[head] * query.shape[1] ** -0.5, dim=0)
         rows.append(weights @ values[:, head // GROUP])
     return torch.cat(rows)
 
 
-def unrotated(num_tokens: int, dtype: torch.dtype) -> Rotation:
-    return Rotation(torch.ones(num_tokens, HEAD_DIM, dtype=dtype), torch.zeros(num_tokens, HEAD_DIM, dtype=dtype))
+def unrotated(qkv: Tensor) -> Rotation:
+    shape = (qkv.shape[0], qkv.shape[2])
+    return Rotation(torch.ones(shape, dtype=qkv.dtype), torch.zeros(shape, dtype=qkv.dtype))
 
 
 def run_attention(kernels: Kernels, cache: LayerCache, spans: Sequence[Span], qkv: Tensor) -> Tensor:
     plan = kernels.plan_attention(StepGeometry(spans, BLOCK_SIZE, PADDING_BLOCK))
-    kernels.rotate_and_store(qkv, unrotated(qkv.shape[0], qkv.dtype), cache, plan)
-    return kernels.paged_attention(qkv, cache, plan, SCALE)
+    kernels.rotate_and_store(qkv, unrotated(qkv), cache, plan)
+    return kernels.paged_attention(qkv, cache, plan, qkv.shape[2] ** -0.5)
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize(("dtype", "tolerance"), FORMATS)
-def test_chunks_and_decodes_see_their_own_context_alone(form: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_chunks_and_decodes_see_their_own_context_alone(
+    form: str, head_dim: int, dtype: torch.dtype, tolerance: float
+) -> None:
     torch.manual_seed(0)
-    kernels, cache = make_kernels(form, dtype), make_cache(dtype)
+    kernels, cache = make_kernels(form, dtype), make_cache(dtype, head_dim)
     tables = [[7, 2], [1], [5, 0, 9], [3]]
     lengths, num_new = [6, 3, 10, 4], [1, 1, 5, 4]
-    tokens = [torch.randn(length, NUM_HEADS + 2 * NUM_KV_HEADS, HEAD_DIM).to(dtype) for length in lengths]
+    tokens = [torch.randn(length, NUM_HEADS + 2 * NUM_KV_HEADS, head_dim).to(dtype) for length in lengths]
     before, now = [], []
     row = start = 0
     for table, length, new in zip(tables, lengths, num_new, strict=True):
@@ -140,21 +145,23 @@ def test_chunks_and_decodes_see_their_own_context_alone(form: str, dtype: torch.
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_part_of_a_head_rotates_and_no_other_slot_is_written(form: str) -> None:
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(8, 4), (80, 64), (128, 128)])
+def test_part_of_a_head_rotates_and_no_other_slot_is_written(form: str, head_dim: int, rotary_dim: int) -> None:
     torch.manual_seed(0)
-    kernels, cache = make_kernels(form), make_cache(torch.float32)
-    qkv, angles = torch.randn(2, NUM_HEADS + 2 * NUM_KV_HEADS, HEAD_DIM), torch.randn(2, 2, 4)
+    kernels, cache = make_kernels(form), make_cache(torch.float32, head_dim)
+    qkv, angles = torch.randn(2, NUM_HEADS + 2 * NUM_KV_HEADS, head_dim), torch.randn(2, 2, rotary_dim)
     plan = kernels.plan_attention(StepGeometry([Span(0, 2, 2, [6])], BLOCK_SIZE, PADDING_BLOCK))
     expected = qkv.clone()
-    first, second = qkv[:, :-NUM_KV_HEADS, :2], qkv[:, :-NUM_KV_HEADS, 2:4]
+    first, second = qkv[:, :-NUM_KV_HEADS, :rotary_dim].chunk(2, dim=-1)
     cos, sin = angles.unsqueeze(2)
-    expected[:, :-NUM_KV_HEADS, :4] = torch.cat((first, second), -1) * cos + torch.cat((second, first), -1) * sin
+    turned = torch.cat((first, second), -1) * cos + torch.cat((second, first), -1) * sin
+    expected[:, :-NUM_KV_HEADS, :rotary_dim] = turned
     kernels.rotate_and_store(qkv, Rotation(angles[0], angles[1]), cache, plan)
     torch.testing.assert_close(qkv, expected)
     written = slice(6 * BLOCK_SIZE, 6 * BLOCK_SIZE + 2)
     assert torch.equal(cache.keys[:, written], qkv[:, NUM_HEADS:-NUM_KV_HEADS].transpose(0, 1))
     assert torch.equal(cache.values[:, written], qkv[:, -NUM_KV_HEADS:].transpose(0, 1))
-    assert int(torch.isnan(cache.keys).sum()) == NUM_KV_HEADS * HEAD_DIM * (NUM_BLOCKS * BLOCK_SIZE - 2)
+    assert int(torch.isnan(cache.keys).sum()) == NUM_KV_HEADS * head_dim * (NUM_BLOCKS * BLOCK_SIZE - 2)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -193,3 +200,30 @@ def test_the_first_heads_are_normalized_each_by_itself(form: str, dtype: torch.d
     make_kernels(form, dtype).norm_heads(qkv, weight, 1e-5)
     torch.testing.assert_close(qkv[:, :4].double(), exact, atol=tolerance, rtol=tolerance)
     assert torch.equal(qkv[:, 4:], values)
+
+
+def rows_of_many_sizes(num_columns: int, dtype: torch.dtype) -> Tensor:
+    """Rows of numbers of both signs, from subnormal to huge ones, in any order."""
+    sizes = 2 ** torch.linspace(-130, 120, num_columns, dtype=torch.float64)
+    signs = torch.tensor([-1.0, 1.0]).repeat(num_columns)[:num_columns]
+    return torch.stack([(sizes * signs)[torch.randperm(num_columns)] for _ in range(6)]).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_columns", [1, 2, 700, 3000])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_likeliest_is_the_highest_of_a_finite_row(form: str, num_columns: int, dtype: torch.dtype) -> None:
+    mixed = rows_of_many_sizes(num_columns, dtype)
+    for logits in (mixed, -mixed, mixed.abs(), -mixed.abs()):
+        places = torch.tensor(make_kernels(form, dtype).likeliest(logits))
+        assert torch.equal(logits.gather(1, places.unsqueeze(1)).squeeze(1), logits.amax(dim=-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("broken", [math.nan, -math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_that_is_not_finite_has_no_likeliest(form: str, broken: float, dtype: torch.dtype) -> None:
+    kernels = make_kernels(form, dtype)
+    logits = torch.randn(4, 2000).to(dtype)
+    logits[1, 0] = logits[2, 1500] = logits[3, -1] = broken
+    assert kernels.likeliest(logits) == [int(logits[0].argmax()), NOT_FINITE, NOT_FINITE, NOT_FINITE]

@@ -12,10 +12,23 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from lorafleet_serving.kernels.cpu.element import Tag, compiled, compiled_parallel, matrix, narrow, widen
+from lorafleet_serving.kernels.cpu.element import (
+    LINE,
+    Tag,
+    compiled,
+    compiled_parallel,
+    inlined,
+    matrix,
+    narrow,
+    prefetch,
+    widen,
+)
 from lorafleet_serving.kernels.cpu.exponential import exponential
 
 Ints = NDArray[np.int64]
+
+_AHEAD = 8
+"""Positions by which keys are sent for before they are read: blocks lie anywhere in memory."""
 
 
 @compiled_parallel
@@ -102,8 +115,13 @@ def _rotate_and_store(
     num_parts = num_heads + 2 * num_kv_heads
     heads = matrix(qkv, (row + 1) * num_parts, head_dim, tag)[row * num_parts :]
     angle_cos, angle_sin = matrix(cos, row + 1, rotary_dim, tag)[row], matrix(sin, row + 1, rotary_dim, tag)[row]
-    for head in range(num_heads + num_kv_heads):
-        _rotate(tag, heads[head], angle_cos, angle_sin)
+    turning = heads[: num_heads + num_kv_heads]
+    if rotary_dim == 64:
+        _rotate(tag, turning, angle_cos, angle_sin, 32)
+    elif rotary_dim == 128:
+        _rotate(tag, turning, angle_cos, angle_sin, 64)
+    else:
+        _rotate(tag, turning, angle_cos, angle_sin, rotary_dim // 2)
     all_keys = matrix(keys, num_kv_heads * num_slots, head_dim, tag)
     all_values = matrix(values, num_kv_heads * num_slots, head_dim, tag)
     for head in range(num_kv_heads):
@@ -115,8 +133,12 @@ def _rotate_and_store(
 def _slots(table: Any, context_len: int, block_size: int, first: int) -> Any:
     """Rows of one key head's part of the cache, in order of the context."""
     slots = np.empty(context_len, dtype=np.int64)
-    for position in range(context_len):
-        slots[position] = first + table[position // block_size] * block_size + position % block_size
+    start = 0
+    # Block by block: to divide each position by the size of a block would take longer.
+    for block in table[: (context_len + block_size - 1) // block_size]:
+        for offset in range(min(block_size, context_len - start)):
+            slots[start + offset] = first + block * block_size + offset
+        start += block_size
     return slots
 
 
@@ -140,27 +162,39 @@ def _attend(
     query = _scaled(matrix(qkv, row + 1, row_width, tag)[row, first:last].reshape(group, head_dim), scale)
     all_keys = matrix(keys, num_kv_heads * num_slots, head_dim, tag)
     all_values = matrix(values, num_kv_heads * num_slots, head_dim, tag)
-    scores = np.empty((group, slots.shape[0]), dtype=np.float32)
-    for position in range(slots.shape[0]):
-        _score(query, all_keys[slots[position]], scores, position)
-    for member in range(group):
-        _softmax(scores[member])
     attended = np.zeros((group, head_dim), dtype=np.float32)
-    for position in range(slots.shape[0]):
-        _accumulate(scores, position, all_values[slots[position]], attended)
+    # The usual sizes are constants to the compiler: so short a loop takes half its time to find out how long it is.
+    if head_dim == 64:
+        _attend_heads(query, all_keys, all_values, slots, attended, 64)
+    elif head_dim == 128:
+        _attend_heads(query, all_keys, all_values, slots, attended, 128)
+    else:
+        _attend_heads(query, all_keys, all_values, slots, attended, head_dim)
     target = matrix(out, row + 1, num_heads * head_dim, tag)[row, first:last]
     for member in range(group):
         for k in range(head_dim):
             target[member * head_dim + k] = narrow(attended[member, k], tag)
 
 
-@compiled
-def _rotate(tag: Tag, head: Any, cos: Any, sin: Any) -> None:
-    half = cos.shape[0] // 2
-    for k in range(half):
-        first, second = widen(head[k]), widen(head[half + k])
-        head[k] = narrow(first * widen(cos[k]) + second * widen(sin[k]), tag)
-        head[half + k] = narrow(second * widen(cos[half + k]) + first * widen(sin[half + k]), tag)
+@inlined
+def _attend_heads(query: Any, keys: Any, values: Any, slots: Any, attended: Any, head_dim: int) -> None:
+    """attended += softmax(query keys.T) values, for the heads that share keys and values."""
+    scores = np.empty((query.shape[0], slots.shape[0]), dtype=np.float32)
+    _score(query, keys, values, slots, scores, head_dim)
+    for member in range(scores.shape[0]):
+        _softmax(scores[member])
+    _mix(scores, values, slots, attended, head_dim)
+
+
+@inlined
+def _rotate(tag: Tag, heads: Any, cos: Any, sin: Any, half: int) -> None:
+    """Rotate the first `2 * half` dimensions of each head in place."""
+    for number in range(heads.shape[0]):
+        head = heads[number]
+        for k in range(half):
+            first, second = widen(head[k]), widen(head[half + k])
+            head[k] = narrow(first * widen(cos[k]) + second * widen(sin[k]), tag)
+            head[half + k] = narrow(second * widen(cos[half + k]) + first * widen(sin[half + k]), tag)
 
 
 @compiled
@@ -172,14 +206,20 @@ def _scaled(query: Any, scale: Any) -> Any:
     return wide
 
 
-@compiled
-def _score(query: Any, key: Any, scores: Any, position: int) -> None:
-    for member in range(query.shape[0]):
-        total = np.float32(0)
-        row = query[member]
-        for k in range(key.shape[0]):
-            total += row[k] * widen(key[k])
-        scores[member, position] = total
+@inlined
+def _score(query: Any, keys: Any, values: Any, slots: Any, scores: Any, head_dim: int) -> None:
+    """scores = query keys.T; the values are sent for meanwhile, and the keys that come next."""
+    for position in range(slots.shape[0]):
+        key, value = keys[slots[position]], values[slots[position]]
+        ahead = keys[slots[min(position + _AHEAD, slots.shape[0] - 1)]]
+        for k in range(0, head_dim, LINE):
+            prefetch(value, k)
+            prefetch(ahead, k)
+        for member in range(query.shape[0]):
+            total = np.float32(0)
+            for k in range(head_dim):
+                total += query[member, k] * widen(key[k])
+            scores[member, position] = total
 
 
 @compiled
@@ -195,9 +235,22 @@ def _softmax(scores: Any) -> None:
         scores[position] /= total
 
 
-@compiled
-def _accumulate(weights: Any, position: int, value: Any, attended: Any) -> None:
-    for member in range(attended.shape[0]):
-        weight, row = weights[member, position], attended[member]
-        for k in range(value.shape[0]):
-            row[k] += weight * widen(value[k])
+@inlined
+def _mix(weights: Any, values: Any, slots: Any, attended: Any, head_dim: int) -> None:
+    """attended += weights values, four values at a time, so that the sums are read and written as seldom."""
+    num_positions = slots.shape[0]
+    for position in range(0, num_positions - 3, 4):
+        v0, v1 = values[slots[position]], values[slots[position + 1]]
+        v2, v3 = values[slots[position + 2]], values[slots[position + 3]]
+        for member in range(attended.shape[0]):
+            w0, w1 = weights[member, position], weights[member, position + 1]
+            w2, w3 = weights[member, position + 2], weights[member, position + 3]
+            row = attended[member]
+            for k in range(head_dim):
+                row[k] += w0 * widen(v0[k]) + w1 * widen(v1[k]) + w2 * widen(v2[k]) + w3 * widen(v3[k])
+    for position in range(num_positions // 4 * 4, num_positions):
+        value = values[slots[position]]
+        for member in range(attended.shape[0]):
+            row = attended[member]
+            for k in range(head_dim):
+                row[k] += weights[member, position] * widen(value[k])

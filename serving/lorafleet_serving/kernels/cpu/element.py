@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import carray, config, njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from lorafleet_serving.kernels.cpu.compile_cache import cache_folder
@@ -26,6 +28,9 @@ if not config.CACHE_DIR:  # NUMBA_CACHE_DIR, where it is set.
     # Beside the source, numba's own choice, nothing can be written where packages are installed read-only.
     config.CACHE_DIR = str(cache_folder())
 
+LINE = 32
+"""Elements of bf16 in a line of the processor's cache."""
+
 _ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}
 """Sums may be taken in any order; what is not finite stays so, since that is how a broken adapter is found."""
 
@@ -34,6 +39,8 @@ compiled: Callable[..., Any] = njit(fastmath=_ANY_ORDER, nogil=True, cache=True)
 compiled_parallel: Callable[..., Any] = njit(fastmath=_ANY_ORDER, nogil=True, cache=True, parallel=True)
 """The same, with the rounds of `prange` spread over the cores. A round only calls a compiled function: a store through
 an address that stands in the round itself is taken for dead, since nothing reads the array made from the address."""
+inlined: Callable[..., Any] = njit(fastmath=_ANY_ORDER, nogil=True, inline="always")
+"""A compiled function that becomes part of its callers: what they pass as a constant is one, and loops are unrolled."""
 
 
 @intrinsic
@@ -50,6 +57,30 @@ def _pointer(_: Any, address: Any, tag: Any) -> Any:
 def matrix(address: int, num_rows: int, num_columns: int, tag: Tag) -> Any:
     """The rows that lie one behind the other at an address; nothing is copied."""
     return carray(_pointer(address, tag), (num_rows, num_columns))
+
+
+@intrinsic
+def prefetch(_: Any, array: Any, index: Any) -> Any:
+    """Have the line that element `index` of a one-dimensional array lies in brought near, and go on meanwhile."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        element = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0]).data
+        place = builder.bitcast(builder.gep(element, [arguments[1]]), cgutils.voidptr_t)
+        word = ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, word, word, word]), "llvm.prefetch.p0"
+        )
+        builder.call(function, [place, word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
+
+
+@compiled
+def fetch(array: Any) -> None:
+    """Have all of a one-dimensional array of bf16 brought near."""
+    for k in range(0, array.shape[0], LINE):
+        prefetch(array, k)
 
 
 def widen(element: Any) -> Any:

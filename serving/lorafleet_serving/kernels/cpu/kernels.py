@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lorafleet_serving.kernels.attention_plan import PrefillSpan, block_tables, plan_prefill
-from lorafleet_serving.kernels.cpu import attention, gate, lora, norm
+from lorafleet_serving.kernels.cpu import attention, gate, likeliest, lora, norm
 from lorafleet_serving.kernels.cpu.element import TAGS
 from lorafleet_serving.kernels.cpu.packed import OneDnnWeight, PackedInt4, PackedInt8, PackedNf4
 from lorafleet_serving.kernels.geometry import LayerCache, Span, StepGeometry
@@ -157,13 +157,21 @@ class CpuKernels:
             out[span.start : span.end] = attended.reshape(span.end - span.start, -1)
         return out
 
+    def likeliest(self, logits: Tensor) -> list[int]:
+        """In one pass."""
+        places = np.empty(logits.shape[0], dtype=np.int64)
+        likeliest.likeliest(self._tag, logits.data_ptr(), logits.shape[1], places)
+        found: list[int] = places.tolist()
+        return found
+
     def add_lora(self, x: Tensor, y: Tensor, plan: CpuLoraPlan, site: int) -> None:
         """Short runs in one call."""
         if plan.units.shape[0]:
             features = (x.shape[1], y.shape[1])
             lora.add_lora(self._tag, x.data_ptr(), y.data_ptr(), *features, plan.units, plan.tables[site])
-        for segment in segments_at(plan.long_runs, site):
-            add_segment(x, y, segment)
+        if plan.long_runs:  # Most steps have none, and this is called for every site of every layer.
+            for segment in segments_at(plan.long_runs, site):
+                add_segment(x, y, segment)
 
     def _pack_dense(self, weight: Tensor) -> PackedWeight:
         return OneDnnWeight.of(weight) if self._packs else DenseWeight(weight)

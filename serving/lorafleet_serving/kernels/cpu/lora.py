@@ -14,7 +14,7 @@ from numba import prange
 
 from lorafleet_serving.kernels import lora_table
 from lorafleet_serving.kernels.cpu.dot import dot, dot_1_by_4, dot_4_by_2, widened
-from lorafleet_serving.kernels.cpu.element import Tag, compiled, compiled_parallel, matrix, narrow, widen
+from lorafleet_serving.kernels.cpu.element import Tag, compiled, compiled_parallel, fetch, matrix, narrow, widen
 from lorafleet_serving.kernels.lora_table import Ints
 
 MAX_UNIT_ROWS = 8
@@ -53,12 +53,24 @@ def _add_unit(tag: Tag, x: int, y: int, in_features: int, out_features: int, uni
     if entry[lora_table.NUM_SLICES] == 0:
         return
     first, last, num_ranks = unit[0], unit[1], entry[lora_table.NUM_RANKS]
+    _fetch(entry, in_features, tag)
     wide = widened(matrix(x, last, in_features, tag)[first:last])
     v = np.empty((last - first, num_ranks), dtype=np.float32)
     _shrink(wide, matrix(entry[lora_table.A], num_ranks, in_features, tag), v)
     target = matrix(y, last, out_features, tag)[first:last]
     for part in range(entry[lora_table.NUM_SLICES]):
         _expand(tag, v, entry[lora_table.SLICES + part * lora_table.SLICE_WIDTH :], target)
+
+
+@compiled
+def _fetch(entry: Any, in_features: int, tag: Tag) -> None:
+    """Send for an adapter's weights at a site, all at once: to wait for one part after the other would take longer."""
+    fetch(matrix(entry[lora_table.A], 1, entry[lora_table.NUM_RANKS] * in_features, tag)[0])
+    for number in range(entry[lora_table.NUM_SLICES]):
+        part = entry[lora_table.SLICES + number * lora_table.SLICE_WIDTH :]
+        num_ranks = part[lora_table.LAST_RANK] - part[lora_table.FIRST_RANK]
+        num_outs = part[lora_table.LAST_OUT] - part[lora_table.FIRST_OUT]
+        fetch(matrix(part[lora_table.B], 1, num_ranks * num_outs, tag)[0])
 
 
 @compiled
