@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from lorafleet_cli.console import notes, print_json, print_table, results
@@ -19,8 +20,10 @@ def command(as_json: JsonOption = False) -> None:
     if as_json:
         print_json(asdict(overview))
         return
-    columns = ("adapter", "versions", *_ALIASES, "gate", "state", "served by pods")
-    print_table(None, columns, [_row(adapter) for adapter in overview.adapters])
+    # Only those that somebody has, so that the table fits a narrow terminal.
+    aliases = [alias for alias in _ALIASES if any(alias in adapter.aliases for adapter in overview.adapters)]
+    columns = ("adapter", "versions", *aliases, "gate", "state", "pods serve")
+    print_table(None, columns, [_row(adapter, aliases) for adapter in overview.adapters])
     for adapter in overview.adapters:
         if adapter.error:
             results.print(f"{adapter.name}: {adapter.error}")
@@ -28,7 +31,7 @@ def command(as_json: JsonOption = False) -> None:
         notes.print(f"note: {error}")
 
 
-def _row(adapter: AdapterOverview) -> tuple[object, ...]:
+def _row(adapter: AdapterOverview, aliases: Sequence[Alias]) -> tuple[object, ...]:
     serving = ", ".join(sorted({"-" if version is None else str(version) for version in adapter.serving.values()}))
-    aliases = [adapter.aliases.get(alias) for alias in _ALIASES]
-    return (adapter.name, adapter.num_versions, *aliases, adapter.gate, adapter.state, serving)
+    versions = [adapter.aliases.get(alias) for alias in aliases]
+    return (adapter.name, adapter.num_versions, *versions, adapter.gate, adapter.state, serving)
