@@ -25,6 +25,6 @@ def command(
 ) -> None:
     """Move an alias of an adapter to a version and wait until every pod has taken it."""
     settings = PlatformSettings.load()
-    with pods_shown(f"Promoting {name} version {version}") as show:
+    with pods_shown(f"Promoting {name} version {version}", at_once=True) as show:
         result = promote(name, version, settings, alias=alias, wait_s=wait, on_progress=show, waive=waive)
     print_promotion(result, as_json=as_json)

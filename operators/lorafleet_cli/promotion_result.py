@@ -1,6 +1,6 @@
 """What `promote` and `rollback` show: the pods while they are waited for, then the result.
 
-The display is loaded when there is something to show, by when the alias has moved: a rollback has no time to spare
+A rollback loads the display when there is something to show, by when its alias has moved: it has no time to spare
 before, and some while the pods follow.
 """
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def pods_shown(title: str) -> Iterator[Callable[[Mapping[str, str]], None]]:
-    """A line on stderr that tells the state of each pod."""
+def pods_shown(title: str, *, at_once: bool) -> Iterator[Callable[[Mapping[str, str]], None]]:
+    """A line on stderr that tells the state of each pod; `at_once` shows it before any is known."""
     with ExitStack() as shown:
         line: Status | None = None
 
@@ -33,6 +33,8 @@ def pods_shown(title: str) -> Iterator[Callable[[Mapping[str, str]], None]]:
                 line = shown.enter_context(notes.status(Text(title)))
             line.update(Text(" | ".join([title, *(f"{url}: {state}" for url, state in pods.items())])))
 
+        if at_once:
+            show({})
         yield show
 
 

@@ -19,6 +19,6 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Put the last good version of an adapter back: what serves where the champion was refused, else `previous`."""
-    with pods_shown(f"Rolling back {name}") as show:
+    with pods_shown(f"Rolling back {name}", at_once=False) as show:
         result = rollback(name, PlatformSettings.load(), to=to, wait_s=wait, on_progress=show)
     print_promotion(result, as_json=as_json)

@@ -56,7 +56,7 @@ class ChatTemplate:
         """Whether calls of tools stand between `CALL_START` and `CALL_END`; else they are JSON and nothing else."""
         return not self._takes_tools or CALL_START in self._text
 
-    def render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] | None) -> str:
+    def render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] | None, field: str = "messages") -> str:
         """Text of a conversation, up to where the assistant's answer starts.
 
         Raises:
@@ -77,9 +77,9 @@ class ChatTemplate:
         try:
             return str(write() if self._is_trusted else _bounded(write))
         except (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-            raise InvalidRequest(f"the chat template refuses the messages: {error}", field="messages") from error
+            raise InvalidRequest(f"the chat template refuses the messages: {error}", field=field) from error
         except RecursionError as error:
-            raise InvalidRequest("the chat template recurses without end", field="messages") from error
+            raise InvalidRequest("the chat template recurses without end", field=field) from error
 
 
 def _bounded(write: Callable[[], str]) -> str:

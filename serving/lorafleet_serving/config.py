@@ -104,7 +104,6 @@ class PodConfig:
                     "gate_key is not set, so no adapter of the registry could be verified: "
                     "set LORAFLEET_GATE_KEY to the key of the pipeline"
                 )
-
         _check("served_name", self.base_id, self.base_id.isascii() and self.base_id.isprintable(), "printable ASCII")
 
     @property

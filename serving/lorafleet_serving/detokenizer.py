@@ -7,8 +7,6 @@ from typing import NamedTuple, Protocol
 
 _UNFINISHED = "\ufffd"
 """What a decoder writes for the first bytes of a character whose last bytes are still to come."""
-
-
 _LONGEST_CHARACTER = 4
 """Tokens of one character at most: one for each byte of its UTF-8."""
 
@@ -18,6 +16,10 @@ class TextDecoder(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, without special ones."""
+        ...
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token stands for no text."""
         ...
 
 
@@ -36,6 +38,8 @@ class Detokenizer:
 
     def add(self, token_id: int) -> str:
         """Text that is certain with this token; empty while a character is unfinished."""
+        if self._tokenizer.is_special(token_id):
+            return ""
         self._pending.append(token_id)
         text = self._new_text()
         if text and not text.endswith(_UNFINISHED):
@@ -57,9 +61,7 @@ class Detokenizer:
         if not text.startswith(certain):
             self._pending = whole  # A character crosses the border: at the next token it does no longer.
             return ""
-        if certain:  # Else they are special tokens, which say nothing of how the next text begins.
-            self._settled = start
-        self._pending = rest
+        self._settled, self._pending = start, rest
         return certain
 
     def _new_text(self) -> str:

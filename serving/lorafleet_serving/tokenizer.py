@@ -45,11 +45,13 @@ class PodTokenizer:
         """Tokens of a text."""
         return tuple(self._text.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def encode_rendered(self, text: str, *, chat: bool, template: str | None = None) -> tuple[int, ...]:
+    def encode_rendered(
+        self, text: str, *, chat: bool, template: str | None = None, field: str = "variables"
+    ) -> tuple[int, ...]:
         """Tokens of a rendered prompt template; with `chat` it is the user's turn of the chat template."""
         if not chat:
             return self.encode(text)
-        return self.encode_chat([{"role": "user", "content": text}], template=template)
+        return self.encode_chat([{"role": "user", "content": text}], template=template, field=field)
 
     def chat_template(self, template: str | None = None, *, with_tools: bool = False) -> ChatTemplate:
         """An adapter's own chat template, or the base model's: the one for tools where it has several.
@@ -77,7 +79,7 @@ class PodTokenizer:
             InvalidRequest: the base model has no chat template, or it refuses these messages.
             PromptTooLong: they must have more than `max_tokens` tokens.
         """
-        text = self.chat_template(template, with_tools=bool(tools)).render(messages, tools)
+        text = self.chat_template(template, with_tools=bool(tools)).render(messages, tools, field)
         if max_tokens is not None:
             self.check_text(text, max_tokens, field)
         # The template writes its own special tokens.

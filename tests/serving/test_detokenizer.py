@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from lorafleet_serving.detokenizer import Detokenizer, StopScreen
 
@@ -16,6 +16,9 @@ class ByteTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(token_ids).decode(errors="replace")
+
+    def is_special(self, token_id: int) -> bool:
+        return False
 
 
 @cache
@@ -83,9 +86,13 @@ class CountingTokenizer(ByteTokenizer):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         self.num_decoded += len(token_ids)
-        return super().decode([item for item in token_ids if item != 255])
+        return super().decode([item for item in token_ids if not self.is_special(item)])
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id == 255
 
 
+@example([255, 255, 255, 255, 0xC3, 255, 255, 255, 255, 0xA9])
 @given(st.lists(st.one_of(st.integers(0, 254), st.sampled_from([0x80, 0xC3, 0xE2, 0xF0]), st.just(255)), max_size=60))
 def test_broken_characters_and_special_tokens_add_up_as_well(token_ids: list[int]) -> None:
     tokenizer = CountingTokenizer()

@@ -10,17 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorafleet_contract.aliases import CONTROLLER_ALIASES, Alias, Stage
-from lorafleet_contract.exceptions import RegistryNotFound, SignatureInvalid
-from lorafleet_contract.manifest import GATE_REPORT_FILE
+from lorafleet_contract.exceptions import RegistryNotFound
 from lorafleet_contract.registry import ModelVersion, RegistryClient
-from lorafleet_contract.states import GateStatus
 from lorafleet_contract.tags import Tag
-from lorafleet_pipeline.exceptions import GateRefused, PromotionError
+from lorafleet_pipeline.exceptions import PromotionError
 from lorafleet_pipeline.registry.actor import Actor, registry_as
-from lorafleet_pipeline.registry.gate_report import GateReport
-from lorafleet_pipeline.registry.takeover import Takeover
 from lorafleet_pipeline.settings import PlatformSettings
-from lorafleet_pipeline.storage import Storage
 
 OnProgress = Callable[[Mapping[str, str]], None]
 """Told, while pods are waited for, the state of each by its address."""
@@ -60,12 +55,14 @@ def promote(
         GateRefused: the gate did not pass.
         PromotionTimeout: a pod did not take it in time.
     """
+    from lorafleet_pipeline.registry.gate_check import check_gate  # Here, since a rollback has no use for it.
+
     if alias in CONTROLLER_ALIASES:
         raise PromotionError(f"alias {alias!r} is moved by the controller alone: promote to 'champion' instead")
     actor = actor or Actor.person()
     registry = registry_as(settings, actor)
     item = _version(registry, name, version)
-    _check_gate(registry, item, settings, waive, actor)
+    check_gate(registry, item, settings, waive, actor)
     before = _aliases(registry, name).get(alias)
     return _move(registry, item, alias, before, settings, wait_s, on_progress)
 
@@ -109,11 +106,19 @@ def _move(
     has_served: bool = False,
 ) -> Promotion:
     began = time.monotonic()
+
+    def move() -> None:
+        if before != item.version:
+            registry.set_alias(item.name, alias, item.version)
+
+    if has_served:
+        move()  # At once: what is needed to watch the pods is loaded while they follow.
+    from lorafleet_pipeline.registry.takeover import Takeover
+
     with Takeover(item, alias, settings) as takeover:
         if not has_served:
             takeover.note_refusals()
-        if before != item.version:
-            registry.set_alias(item.name, alias, item.version)
+            move()
         pods = takeover.wait(wait_s, on_progress)
     digest = item.tags.get(Tag.LORA_DIGEST, "")
     return Promotion(item.name, item.version, alias, digest, before, pods, time.monotonic() - began)
@@ -145,40 +150,3 @@ def _way_back(registry: RegistryClient, name: str, candidates: Sequence[int | No
     raise PromotionError(
         f"{name} has no previous version: name one with --to, see `lorafleet history {name}` for versions"
     )
-
-
-def _check_gate(
-    registry: RegistryClient, item: ModelVersion, settings: PlatformSettings, waive: str | None, actor: Actor
-) -> None:
-    storage = Storage(settings.s3)
-    address = f"{registry.get_artifact_address(item.name, item.version)}/{GATE_REPORT_FILE}"
-    try:
-        report = GateReport.read(storage.read_bytes(address), settings.require_gate_key())
-    except SignatureInvalid as error:
-        raise GateRefused(f"version {item.version} of {item.name}: {error}") from error
-    if report.digest != item.tags[Tag.LORA_DIGEST]:
-        raise GateRefused(
-            f"version {item.version} of {item.name}: the gate report is about {report.digest}, the version is "
-            f"{item.tags[Tag.LORA_DIGEST]}: evaluate and register it again"
-        )
-    if report.status is GateStatus.WAIVED:
-        _tag_waiver(registry, item, report)
-    if report.status.servable:
-        return
-    if not waive:
-        checks = "; ".join(report.failed_checks) or report.reason
-        raise GateRefused(
-            f"the gate of version {item.version} of {item.name} failed: {checks}; train a better one, or "
-            "--waive REASON to serve it all the same"
-        )
-    waived = report.waive(waive, actor.who or "unknown", settings.require_gate_key())
-    storage.write_bytes(address, waived.to_bytes())
-    # Tags after the report: pods look again when a tag changes.
-    _tag_waiver(registry, item, waived)
-
-
-def _tag_waiver(registry: RegistryClient, item: ModelVersion, waived: GateReport) -> None:
-    tags = {Tag.GATE_WAIVED_BY: waived.waived_by or "", Tag.GATE_REASON: waived.reason, Tag.GATE_STATUS: waived.status}
-    for key, value in tags.items():
-        if item.tags.get(key) != value:
-            registry.set_version_tag(item.name, item.version, key, value)

@@ -19,6 +19,9 @@ from lorafleet_pipeline.settings import PlatformSettings
 if TYPE_CHECKING:
     from lorafleet_pipeline.registry.pod_states import PodStates
 
+_FIRST_LOOK_S = 0.1
+"""Pods take about so long to follow. To ask before, and to load what one asks with, would only slow down those that
+share the machine."""
 _FIRST_INTERVAL_S = 0.02
 _LAST_INTERVAL_S = 0.25
 _STALE_S = 3.0
@@ -28,8 +31,7 @@ _STALE_S = 3.0
 class Takeover:
     """Watches the pods while an alias moves.
 
-    Connects when it first asks: loading an HTTP client takes as long as a pod takes to follow, and a rollback spends
-    the two at the same time.
+    Loads its HTTP client when it first asks, by when the alias has moved.
     """
 
     def __init__(self, item: ModelVersion, alias: str, settings: PlatformSettings) -> None:
@@ -66,6 +68,7 @@ class Takeover:
             PromotionTimeout: a pod did not take it in time.
         """
         began, interval_s = time.monotonic(), _FIRST_INTERVAL_S
+        time.sleep(min(_FIRST_LOOK_S, limit_s))
         while True:
             pods = [state for state in self._ask() if state.concerns(self._version)]
             states = {pod.url: self._describe(pod) for pod in pods}

@@ -136,7 +136,9 @@ class Asker:
             return await off_loop(text, tokenizer.encode)
         text = block.render(question.variables or {})
         tokenizer.check_text(text, limit, question.prompt_field)
-        return await off_loop(text, partial(tokenizer.encode_rendered, chat=block.chat, template=template))
+        return await off_loop(
+            text, partial(tokenizer.encode_rendered, chat=block.chat, template=template, field=question.prompt_field)
+        )
 
     def _fit(self, question: Question, num_prompt: int, block: PromptBlock | None) -> int:
         """Number of tokens to generate at most."""
@@ -167,10 +169,12 @@ class Asker:
 async def _within(deadline: float | None) -> AsyncIterator[None]:
     """Give up at a time of the monotonic clock, which the event loop's clock is."""
     try:
-        async with asyncio.timeout_at(deadline):
+        async with asyncio.timeout_at(deadline) as limit:
             yield
     except TimeoutError as error:
-        raise DeadlineExceeded("the request's time was over before it could be asked: allow it more time") from error
+        if not limit.expired():
+            raise
+        raise DeadlineExceeded("the request's time was over before it was answered: allow it more time") from error
 
 
 def _own_template(version: ServedAdapter | None) -> str | None:

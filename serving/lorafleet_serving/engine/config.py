@@ -42,7 +42,7 @@ class EngineConfig:
     block_size: int = 16
     """Tokens of one KV block."""
     kv_cache_bytes: int | None = None
-    """Memory of the KV cache; None takes at most a quarter of all on a CPU, and most of what is free on a GPU."""
+    """Memory of the KV cache; None takes at most a quarter of what is free on a CPU, and most of it on a GPU."""
     max_model_len: int | None = None
     """Longest sequence; None takes what both the model and the KV cache allow."""
     adapter_device_bytes: int = 512 * _MIB

@@ -5,17 +5,19 @@ from __future__ import annotations
 import torch
 
 from lorafleet_serving.engine.config import EngineConfig
-from lorafleet_serving.engine.host_memory import memory_limit
+from lorafleet_serving.engine.host_memory import available_memory
 from lorafleet_serving.exceptions import InvalidSetting
 from lorafleet_serving.kernels.geometry import LayerCache
 from lorafleet_serving.models.kv_shape import KvShape
 
 _CPU_SEQUENCES = 8
-"""Sequences of full length that the cache of a CPU takes, if its share of the memory does."""
+"""Sequences of full length that the cache of a CPU has room for."""
 _CPU_LEAST = 1 << 30
-"""What it takes for short ones, if all that may run at a time can fill it."""
+"""What it takes even if these are shorter."""
+_CPU_SPARE = 2
+"""Times all sequences that may run, beyond which nothing is taken: the rest keeps prompts that were read before."""
 _CPU_SHARE = 0.25
-"""Share of all memory at most; the rest is for weights, adapters, and what else runs there."""
+"""Share of the available memory at most; the rest is for adapters, and for what else runs there."""
 _GPU_SHARE = 0.8
 """Share of the free GPU memory; the rest is for activations and adapters."""
 
@@ -29,7 +31,8 @@ class KvCache:
         self._max_positions = max_positions
         self.block_size = config.block_size
         block_bytes = shape.num_bytes_per_token(dtype) * config.block_size
-        longest_bytes = -(-(config.max_model_len or max_positions) // config.block_size) * block_bytes
+        longest = min(config.max_model_len or max_positions, max_positions)
+        longest_bytes = -(-longest // config.block_size) * block_bytes
         num_bytes = config.kv_cache_bytes or _default_bytes(device, longest_bytes, config)
         self.num_blocks = num_bytes // block_bytes
         if self.num_blocks < 1:
@@ -70,9 +73,19 @@ class KvCache:
 
 
 def _default_bytes(device: torch.device, longest_bytes: int, config: EngineConfig) -> int:
-    """Memory that is taken unless told; `longest_bytes` is that of one sequence of full length."""
     if device.type != "cuda":
-        wanted = min(max(_CPU_SEQUENCES * longest_bytes, _CPU_LEAST), config.max_num_seqs * longest_bytes)
-        return min(wanted, int(memory_limit() * _CPU_SHARE))
+        return cpu_cache_bytes(longest_bytes, config.max_num_seqs, available_memory())
     free, _ = torch.cuda.mem_get_info(device)
     return max(int((free - config.adapter_device_bytes) * _GPU_SHARE), 1)
+
+
+def cpu_cache_bytes(longest_bytes: int, max_num_seqs: int, available: int) -> int:
+    """Memory that the cache of a CPU takes unless told.
+
+    Args:
+        longest_bytes: memory of one sequence of full length.
+        max_num_seqs: sequences that run at the same time.
+        available: memory that can be had.
+    """
+    wanted = min(max(_CPU_SEQUENCES * longest_bytes, _CPU_LEAST), _CPU_SPARE * max_num_seqs * longest_bytes)
+    return min(wanted, int(available * _CPU_SHARE))

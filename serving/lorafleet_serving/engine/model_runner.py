@@ -37,8 +37,8 @@ class ModelRunner:
             start += prompt.num_rows
         return self._model.head(outputs[: step.num_sampled], step.head_lora) if step.num_sampled else None
 
-    def likeliest(self, logits: Tensor) -> list[int]:
-        """Of each row of logits the token of the highest, or `NOT_FINITE`."""
+    def likeliest(self, logits: Tensor) -> list[int | None]:
+        """Of each row of logits the token of the highest; None for a row that is not finite."""
         return self._model.kernels.likeliest(logits)
 
     def _read(self, prompt: PromptRows, hidden: Tensor) -> None:

@@ -16,7 +16,6 @@ from lorafleet_serving.engine.adjustment import adjust, changes_likeliest
 from lorafleet_serving.engine.request import TokenLogprob
 from lorafleet_serving.engine.sequence import Sequence
 from lorafleet_serving.engine.truncation import truncate
-from lorafleet_serving.kernels.operators import NOT_FINITE
 
 
 class Sample(NamedTuple):
@@ -31,11 +30,12 @@ class Sample(NamedTuple):
 class Sampler:
     """Chooses tokens from the logits of one step, row by row: a choice may depend on what was chosen before."""
 
-    def __init__(self, logits: Tensor, likeliest: Rows[int], end_token_ids: Collection[int] = ()) -> None:
-        """
+    def __init__(self, logits: Tensor, likeliest: Rows[int | None], end_token_ids: Collection[int] = ()) -> None:
+        """Choose by logits that were looked through once.
+
         Args:
             logits: [num_rows, vocab_size]
-            likeliest: of each row the token of the highest logit, or `NOT_FINITE`.
+            likeliest: of each row the token of the highest logit; None for a row that is not finite.
             end_token_ids: tokens that end an answer, which may not come before its least length.
         """
         self._logits = logits
@@ -45,9 +45,10 @@ class Sampler:
     @torch.inference_mode()
     def choose(self, row: int, sequence: Sequence) -> Sample:
         """The next token of a sequence, from its row."""
-        if self._likeliest[row] == NOT_FINITE:
+        greedy = self._likeliest[row]
+        if greedy is None:
             return Sample(None)
-        return _sample_row(self._logits[row], sequence, self._likeliest[row], self._end_token_ids)
+        return _sample_row(self._logits[row], sequence, greedy, self._end_token_ids)
 
 
 def _sample_row(logits: Tensor, sequence: Sequence, greedy: int, end_token_ids: Collection[int]) -> Sample:

@@ -26,10 +26,6 @@ class Activation(StrEnum):
     """GELU by its tanh approximation."""
 
 
-NOT_FINITE = -1
-"""Stands for the place in a row whose numbers are not all finite."""
-
-
 class Rotation(NamedTuple):
     """Angles of the rows of one step, the same for all layers. The first `rotary_dim` dimensions of a head rotate."""
 
@@ -78,7 +74,7 @@ class Kernels(Protocol):
         """activation(gate) * up, of [num_tokens, 2 * inner_size], gate first."""
         ...
 
-    def rotate_and_store(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, plan: Any) -> None:
+    def rotate_and_store(self, qkv: Tensor, angles: Rotation, cache: LayerCache, plan: Any) -> None:
         """Rotate queries and keys in place, and write the step's keys and values into the cache.
 
         `qkv` is [num_tokens, num_heads + 2 * num_kv_heads, head_dim]: queries, keys, values.
@@ -92,8 +88,8 @@ class Kernels(Protocol):
         """
         ...
 
-    def likeliest(self, logits: Tensor) -> list[int]:
-        """Place of a highest number of each row of [num_rows, num_columns], or `NOT_FINITE`."""
+    def likeliest(self, logits: Tensor) -> list[int | None]:
+        """Place of a highest number of each row of [num_rows, num_columns]; None for a row that is not finite."""
         ...
 
     def add_lora(self, x: Tensor, y: Tensor, plan: Any, site: int) -> None:

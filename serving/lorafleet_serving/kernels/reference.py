@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lorafleet_serving.kernels.attention_plan import AttentionPlan, DecodeGroup, PrefillSpan, plan_attention
 from lorafleet_serving.kernels.geometry import LayerCache, StepGeometry
-from lorafleet_serving.kernels.operators import NOT_FINITE, Activation, Rotation
+from lorafleet_serving.kernels.operators import Activation, Rotation
 from lorafleet_serving.kernels.packed_weight import DenseWeight
 from lorafleet_serving.kernels.segments import LoraRun, LoraSegment, segments_at
 from lorafleet_serving.kernels.weight_format import WeightFormat
@@ -63,12 +63,12 @@ class ReferenceKernels:
         gate, up = gate_up.chunk(2, dim=-1)
         return (F.silu(gate) if activation is Activation.SILU else F.gelu(gate, approximate="tanh")) * up
 
-    def rotate_and_store(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, plan: AttentionPlan) -> None:
+    def rotate_and_store(self, qkv: Tensor, angles: Rotation, cache: LayerCache, plan: AttentionPlan) -> None:
         """The two halves of what rotates turn against each other."""
         num_kv_heads = cache.keys.shape[0]
-        turning = qkv[:, :-num_kv_heads, : rotation.cos.shape[-1]]
+        turning = qkv[:, :-num_kv_heads, : angles.cos.shape[-1]]
         first, second = turning.chunk(2, dim=-1)
-        cos, sin = rotation.cos.unsqueeze(1), rotation.sin.unsqueeze(1)
+        cos, sin = angles.cos.unsqueeze(1), angles.sin.unsqueeze(1)
         turning.copy_(turning * cos + torch.cat((second, first), dim=-1) * sin)
         cache.keys.index_copy_(1, plan.slot_mapping, qkv[:, -2 * num_kv_heads : -num_kv_heads].transpose(0, 1))
         cache.values.index_copy_(1, plan.slot_mapping, qkv[:, -num_kv_heads:].transpose(0, 1))
@@ -83,12 +83,12 @@ class ReferenceKernels:
             output[span.start : span.end] = prefill_attention(query[span.start : span.end], cache, span, scale)
         return output.view(output.shape[0], -1)
 
-    def likeliest(self, logits: Tensor) -> list[int]:
+    def likeliest(self, logits: Tensor) -> list[int | None]:
         """The two ends tell for the whole row: NaN is taken for both."""
         highest, places = logits.max(dim=-1)
         finite = torch.isfinite(highest - logits.amin(dim=-1))
-        found: list[int] = places.masked_fill(~finite, NOT_FINITE).tolist()
-        return found
+        pairs = zip(places.tolist(), finite.tolist(), strict=True)
+        return [place if is_finite else None for place, is_finite in pairs]
 
     def add_lora(self, x: Tensor, y: Tensor, plan: Sequence[LoraRun], site: int) -> None:
         """Run by run, module by module."""

@@ -171,8 +171,8 @@ def test_models_give_parent_root_version_and_digest(pod: PodProcess, adapter: Re
         ({"model": "not a name!", "prompt": "x"}, 404, None),
         ({"model": "dialects:1", "prompt": "x"}, 403, None),
         ({"model": "s3://bucket/key", "prompt": "x"}, 403, None),
-        ({"prompt": "x" * 100_000}, 413, None),
-        ({"prompt": "x " * 300}, 413, None),
+        ({"prompt": "x" * 100_000}, 413, "prompt"),
+        ({"prompt": "x " * 300}, 413, "prompt"),
         ({"prompt": "x", "max_tokens": 100_000}, 422, "max_tokens"),
         ({"prompt": "x", "max_tokens": 0}, 422, "max_tokens"),
         ({"prompt": "x", "temperature": -1}, 422, "temperature"),
@@ -205,7 +205,7 @@ def test_models_give_parent_root_version_and_digest(pod: PodProcess, adapter: Re
         ({"prompt": "x", "stop": ""}, 422, "stop"),
         ({"prompt": "x", **{f"field-{number}": 1 for number in range(101)}}, 422, None),
         ({"prompt": "x", "model": "dialects", "variables": {"question": "x"}}, 422, "prompt"),
-        ({"model": "dialects", "variables": {"question": "x" * 100_000}}, 413, None),
+        ({"model": "dialects", "variables": {"question": "x" * 100_000}}, 413, "variables"),
         ({"prompt": "x", "variables": {}}, 422, "prompt"),
     ],
 )
@@ -305,7 +305,7 @@ def test_a_client_that_leaves_ends_its_request(pod: PodProcess, adapter: Registe
     ("body", "status", "param"),
     [
         ({"messages": []}, 422, "messages"),
-        ({"messages": [{"role": "user", "content": "x" * 100_000}]}, 413, None),
+        ({"messages": [{"role": "user", "content": "x" * 100_000}]}, 413, "messages"),
         ({"messages": [{"role": "nobody", "content": "x"}]}, 422, "messages"),
         ({"messages": [{"role": "user", "content": "x"}], "max_completion_tokens": 0}, 422, "max_completion_tokens"),
     ],

@@ -7,6 +7,7 @@ import json
 import signal
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
@@ -320,7 +321,7 @@ def test_an_adapters_own_chat_template_is_used(client: openai.OpenAI, pod: PodPr
             openai.UnprocessableEntityError,
             "response_format",
         ),
-        ({"messages": [{"role": "user", "content": "x " * 3000}]}, openai.APIStatusError, None),
+        ({"messages": [{"role": "user", "content": "x " * 3000}]}, openai.APIStatusError, "messages"),
     ],
 )
 def test_errors_are_the_clients_own(
@@ -347,10 +348,25 @@ def test_the_admin_token_is_asked_for(pod: PodProcess) -> None:
     assert allowed
 
 
-def test_more_answers_than_may_wait_are_turned_away_for_now(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.RateLimitError) as caught:
+def test_more_answers_than_can_ever_wait_are_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.UnprocessableEntityError) as caught:
         client.completions.create(model="", prompt="the", max_tokens=500, n=16)
-    assert int(caught.value.response.headers["Retry-After"]) >= 1
+    assert caught.value.param == "n"
+
+
+def test_more_answers_than_may_wait_are_turned_away_for_now(client: openai.OpenAI) -> None:
+    def ask(_: int) -> openai.RateLimitError | None:
+        try:
+            client.completions.create(model="", prompt="the", max_tokens=500, n=8)
+        except openai.RateLimitError as error:
+            return error
+        return None
+
+    # So many that they can neither run nor wait all at the same time.
+    with ThreadPoolExecutor(16) as callers:
+        refusals = [error for error in callers.map(ask, range(16)) if error is not None]
+    assert 0 < len(refusals) < 16
+    assert all(int(error.response.headers["Retry-After"]) >= 1 for error in refusals)
 
 
 def test_a_leaving_pod_says_so(pod: PodProcess, client: openai.OpenAI) -> None:

@@ -5,18 +5,31 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lorafleet_serving.engine.host_memory import memory_limit
+from lorafleet_serving.engine.host_memory import available_memory
+
+GIB = 1 << 30
 
 
-@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
-def test_the_limit_of_a_container_counts_where_it_is_lower_than_the_machine(tmp_path: Path, name: str) -> None:
-    file = tmp_path / name
-    file.parent.mkdir(exist_ok=True)
-    machine = psutil.virtual_memory().total
-    for told, limit in {"max": machine, f"{1 << 30}\n": 1 << 30, str(1 << 62): machine}.items():
-        file.write_text(told)
-        assert memory_limit(tmp_path) == limit
+@pytest.fixture
+def meminfo(tmp_path: Path) -> Path:
+    file = tmp_path / "meminfo"
+    file.write_text("MemTotal:       16777216 kB\nMemFree:         1048576 kB\nMemAvailable:    8388608 kB\n")
+    return file
 
 
-def test_without_a_container_it_is_the_memory_of_the_machine(tmp_path: Path) -> None:
-    assert memory_limit(tmp_path) == psutil.virtual_memory().total
+@pytest.mark.parametrize(
+    ("limit", "used"),
+    [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")],
+)
+def test_what_a_container_leaves_counts_where_it_is_less_than_the_machine_has(
+    tmp_path: Path, meminfo: Path, limit: str, used: str
+) -> None:
+    (tmp_path / limit).parent.mkdir(exist_ok=True)
+    (tmp_path / used).write_text(f"{GIB}\n")
+    for told, expected in {"max": 8 * GIB, f"{4 * GIB}\n": 3 * GIB, str(1 << 62): 8 * GIB, str(GIB // 2): 0}.items():
+        (tmp_path / limit).write_text(told)
+        assert available_memory(meminfo, tmp_path) == expected
+
+
+def test_it_is_what_this_machine_has() -> None:
+    assert 0 < available_memory() <= psutil.virtual_memory().total

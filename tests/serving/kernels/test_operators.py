@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lorafleet_serving.kernels.geometry import LayerCache, Span, StepGeometry
 from lorafleet_serving.kernels.lora_table import Ints, address_table
-from lorafleet_serving.kernels.operators import NOT_FINITE, Activation, Kernels, Rotation
+from lorafleet_serving.kernels.operators import Activation, Kernels, Rotation
 from lorafleet_serving.kernels.segments import LoraRun, LoraSlice, LoraWeights
 from lorafleet_serving.kernels.weights import PlainWeight
 from tests.serving.kernels.forms import FORMS, make_kernels
@@ -226,4 +226,4 @@ def test_a_row_that_is_not_finite_has_no_likeliest(form: str, broken: float, dty
     kernels = make_kernels(form, dtype)
     logits = torch.randn(4, 2000).to(dtype)
     logits[1, 0] = logits[2, 1500] = logits[3, -1] = broken
-    assert kernels.likeliest(logits) == [int(logits[0].argmax()), NOT_FINITE, NOT_FINITE, NOT_FINITE]
+    assert kernels.likeliest(logits) == [int(logits[0].argmax()), None, None, None]

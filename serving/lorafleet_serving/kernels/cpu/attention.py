@@ -1,4 +1,4 @@
-"""Rotation, cache write and attention of sequences that compute one token, straight from the paged cache.
+"""Attention of sequences that compute one token, straight from the paged cache.
 
 Nothing is gathered: each sequence's keys and values are read where its blocks lie, once for all query heads that share
 a key head. Softmax in two passes over scores kept in fp32.
@@ -13,7 +13,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from lorafleet_serving.kernels.cpu.element import (
-    LINE,
+    LINE_BYTES,
     Tag,
     compiled,
     compiled_parallel,
@@ -29,35 +29,6 @@ Ints = NDArray[np.int64]
 
 _AHEAD = 8
 """Positions by which keys are sent for before they are read: blocks lie anywhere in memory."""
-
-
-@compiled_parallel
-def rotate_and_store(
-    tag: Tag,
-    qkv: int,
-    cos: int,
-    sin: int,
-    rotary_dim: int,
-    keys: int,
-    values: int,
-    slots: Ints,
-    shape: tuple[int, int, int, int],
-) -> None:
-    """Rotate queries and keys in place, and write keys and values into the cache.
-
-    Args:
-        tag: format of all tensors.
-        qkv: address of [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]: queries, keys, values.
-        cos: address of [num_tokens, rotary_dim].
-        sin: address of [num_tokens, rotary_dim], the first half negated.
-        rotary_dim: dimensions of each head that rotate, its first ones.
-        keys: address of [num_kv_heads, num_slots, head_dim].
-        values: likewise.
-        slots: [num_tokens] slot of each row.
-        shape: num_heads, num_kv_heads, head_dim, num_slots.
-    """
-    for row in prange(slots.shape[0]):
-        _rotate_and_store(tag, qkv, cos, sin, rotary_dim, keys, values, row, slots[row], shape)
 
 
 @compiled_parallel
@@ -96,37 +67,6 @@ def paged_decode(
         seq, kv_head = i // num_kv_heads, i % num_kv_heads
         slots = _slots(tables[seq], context_lens[seq], block_size, kv_head * shape[3])
         _attend(tag, qkv, keys, values, out, rows[seq], kv_head, slots, shape, row_width, np.float32(scale))
-
-
-@compiled
-def _rotate_and_store(
-    tag: Tag,
-    qkv: int,
-    cos: int,
-    sin: int,
-    rotary_dim: int,
-    keys: int,
-    values: int,
-    row: int,
-    slot: int,
-    shape: tuple[int, int, int, int],
-) -> None:
-    num_heads, num_kv_heads, head_dim, num_slots = shape
-    num_parts = num_heads + 2 * num_kv_heads
-    heads = matrix(qkv, (row + 1) * num_parts, head_dim, tag)[row * num_parts :]
-    angle_cos, angle_sin = matrix(cos, row + 1, rotary_dim, tag)[row], matrix(sin, row + 1, rotary_dim, tag)[row]
-    turning = heads[: num_heads + num_kv_heads]
-    if rotary_dim == 64:
-        _rotate(tag, turning, angle_cos, angle_sin, 32)
-    elif rotary_dim == 128:
-        _rotate(tag, turning, angle_cos, angle_sin, 64)
-    else:
-        _rotate(tag, turning, angle_cos, angle_sin, rotary_dim // 2)
-    all_keys = matrix(keys, num_kv_heads * num_slots, head_dim, tag)
-    all_values = matrix(values, num_kv_heads * num_slots, head_dim, tag)
-    for head in range(num_kv_heads):
-        all_keys[head * num_slots + slot] = heads[num_heads + head]
-        all_values[head * num_slots + slot] = heads[num_heads + num_kv_heads + head]
 
 
 @compiled
@@ -186,17 +126,6 @@ def _attend_heads(query: Any, keys: Any, values: Any, slots: Any, attended: Any,
     _mix(scores, values, slots, attended, head_dim)
 
 
-@inlined
-def _rotate(tag: Tag, heads: Any, cos: Any, sin: Any, half: int) -> None:
-    """Rotate the first `2 * half` dimensions of each head in place."""
-    for number in range(heads.shape[0]):
-        head = heads[number]
-        for k in range(half):
-            first, second = widen(head[k]), widen(head[half + k])
-            head[k] = narrow(first * widen(cos[k]) + second * widen(sin[k]), tag)
-            head[half + k] = narrow(second * widen(cos[half + k]) + first * widen(sin[half + k]), tag)
-
-
 @compiled
 def _scaled(query: Any, scale: Any) -> Any:
     wide = np.empty(query.shape, dtype=np.float32)
@@ -212,7 +141,7 @@ def _score(query: Any, keys: Any, values: Any, slots: Any, scores: Any, head_dim
     for position in range(slots.shape[0]):
         key, value = keys[slots[position]], values[slots[position]]
         ahead = keys[slots[min(position + _AHEAD, slots.shape[0] - 1)]]
-        for k in range(0, head_dim, LINE):
+        for k in range(0, head_dim, LINE_BYTES // keys.itemsize):
             prefetch(value, k)
             prefetch(ahead, k)
         for member in range(query.shape[0]):

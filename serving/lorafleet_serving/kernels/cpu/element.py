@@ -28,8 +28,8 @@ if not config.CACHE_DIR:  # NUMBA_CACHE_DIR, where it is set.
     # Beside the source, numba's own choice, nothing can be written where packages are installed read-only.
     config.CACHE_DIR = str(cache_folder())
 
-LINE = 32
-"""Elements of bf16 in a line of the processor's cache."""
+LINE_BYTES = 64
+"""What a processor fetches at a time."""
 
 _ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}
 """Sums may be taken in any order; what is not finite stays so, since that is how a broken adapter is found."""
@@ -78,8 +78,8 @@ def prefetch(_: Any, array: Any, index: Any) -> Any:
 
 @compiled
 def fetch(array: Any) -> None:
-    """Have all of a one-dimensional array of bf16 brought near."""
-    for k in range(0, array.shape[0], LINE):
+    """Have all of a one-dimensional array brought near."""
+    for k in range(0, array.shape[0], LINE_BYTES // array.itemsize):
         prefetch(array, k)
 
 

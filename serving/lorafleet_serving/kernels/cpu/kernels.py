@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lorafleet_serving.kernels.attention_plan import PrefillSpan, block_tables, plan_prefill
-from lorafleet_serving.kernels.cpu import attention, gate, likeliest, lora, norm
+from lorafleet_serving.kernels.cpu import attention, gate, likeliest, lora, norm, rotation
 from lorafleet_serving.kernels.cpu.element import TAGS
 from lorafleet_serving.kernels.cpu.packed import OneDnnWeight, PackedInt4, PackedInt8, PackedNf4
 from lorafleet_serving.kernels.geometry import LayerCache, Span, StepGeometry
@@ -30,8 +30,6 @@ from lorafleet_serving.kernels.weights import Int4Weight, Int8Weight, Weight
 _CPU = torch.device("cpu")
 _LONG_RUN = 64
 """Rows of one adapter from which on torch's matrix products are faster."""
-
-
 _SHORT_PREFILL = 2048
 """Scores of a head, new tokens by context, up to which a prefill is computed row by row like decodes."""
 _FEW_ROWS = 8
@@ -135,10 +133,10 @@ class CpuKernels:
         gate.activate_mul(self._tag, is_gelu, gate_up.data_ptr(), out.data_ptr(), num_rows, inner_size)
         return out
 
-    def rotate_and_store(self, qkv: Tensor, rotation: Rotation, cache: LayerCache, plan: CpuAttentionPlan) -> None:
+    def rotate_and_store(self, qkv: Tensor, angles: Rotation, cache: LayerCache, plan: CpuAttentionPlan) -> None:
         """Head by head."""
-        attention.rotate_and_store(
-            *(self._tag, qkv.data_ptr(), rotation.cos.data_ptr(), rotation.sin.data_ptr(), rotation.cos.shape[-1]),
+        rotation.rotate_and_store(
+            *(self._tag, qkv.data_ptr(), angles.cos.data_ptr(), angles.sin.data_ptr(), angles.cos.shape[-1]),
             *(cache.keys.data_ptr(), cache.values.data_ptr(), plan.slots, _shape(qkv, cache)),
         )
 
@@ -157,18 +155,18 @@ class CpuKernels:
             out[span.start : span.end] = attended.reshape(span.end - span.start, -1)
         return out
 
-    def likeliest(self, logits: Tensor) -> list[int]:
+    def likeliest(self, logits: Tensor) -> list[int | None]:
         """In one pass."""
         places = np.empty(logits.shape[0], dtype=np.int64)
         likeliest.likeliest(self._tag, logits.data_ptr(), logits.shape[1], places)
-        found: list[int] = places.tolist()
-        return found
+        return [None if place == likeliest.NOT_FINITE else place for place in places.tolist()]
 
     def add_lora(self, x: Tensor, y: Tensor, plan: CpuLoraPlan, site: int) -> None:
         """Short runs in one call."""
         if plan.units.shape[0]:
             features = (x.shape[1], y.shape[1])
-            lora.add_lora(self._tag, x.data_ptr(), y.data_ptr(), *features, plan.units, plan.tables[site])
+            addresses, threads = (x.data_ptr(), y.data_ptr()), numba.get_num_threads()
+            lora.add_lora(self._tag, *addresses, *features, plan.units, plan.tables[site], threads)
         if plan.long_runs:  # Most steps have none, and this is called for every site of every layer.
             for segment in segments_at(plan.long_runs, site):
                 add_segment(x, y, segment)

@@ -14,8 +14,9 @@ from numba.extending import overload
 
 from lorafleet_serving.kernels.cpu.element import Tag, compiled, compiled_parallel, matrix
 from lorafleet_serving.kernels.lora_table import Ints
-from lorafleet_serving.kernels.operators import NOT_FINITE
 
+NOT_FINITE = -1
+"""Stands for the place in a row that is not finite."""
 _BLOCK = 1024
 """Logits whose highest is found before its place is: it is looked for in one block alone."""
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorafleet_serving.kernels.cpu.attention import paged_decode, rotate_and_store
+from lorafleet_serving.kernels.cpu.attention import paged_decode
 from lorafleet_serving.kernels.cpu.element import TAGS
+from lorafleet_serving.kernels.cpu.rotation import rotate_and_store
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 60
