@@ -165,8 +165,7 @@ class CpuKernels:
         """Short runs in one call."""
         if plan.units.shape[0]:
             features = (x.shape[1], y.shape[1])
-            addresses, threads = (x.data_ptr(), y.data_ptr()), numba.get_num_threads()
-            lora.add_lora(self._tag, *addresses, *features, plan.units, plan.tables[site], threads)
+            lora.add_lora(self._tag, x.data_ptr(), y.data_ptr(), *features, plan.units, plan.tables[site])
         if plan.long_runs:  # Most steps have none, and this is called for every site of every layer.
             for segment in segments_at(plan.long_runs, site):
                 add_segment(x, y, segment)

@@ -32,9 +32,7 @@ def units_of(segments: Sequence[tuple[int, int]]) -> Ints:
 
 
 @compiled_parallel
-def add_lora(
-    tag: Tag, x: int, y: int, in_features: int, out_features: int, units: Ints, table: Ints, num_parts: int
-) -> None:
+def add_lora(tag: Tag, x: int, y: int, in_features: int, out_features: int, units: Ints, table: Ints) -> None:
     """Add each row's adapter at one site.
 
     Args:
@@ -45,19 +43,8 @@ def add_lora(
         out_features: columns of y.
         units: what `units_of` gave.
         table: [num_runs, ROW_WIDTH] rows of `address_table` at this site, by number of the run.
-        num_parts: parts that the units are computed in at the same time.
     """
-    for part in prange(num_parts):
-        first, last = units.shape[0] * part // num_parts, units.shape[0] * (part + 1) // num_parts
-        _add_units(tag, x, y, in_features, out_features, units[first:last], table)
-
-
-@compiled
-def _add_units(tag: Tag, x: int, y: int, in_features: int, out_features: int, units: Any, table: Any) -> None:
-    """One unit after the other; the weights of the next are sent for before one is computed."""
-    for i in range(units.shape[0]):
-        if i + 1 < units.shape[0] and units[i + 1, 2] != units[i, 2]:
-            _fetch(table[units[i + 1, 2]], in_features, tag)
+    for i in prange(units.shape[0]):
         _add_unit(tag, x, y, in_features, out_features, units[i], table[units[i, 2]])
 
 
@@ -66,6 +53,7 @@ def _add_unit(tag: Tag, x: int, y: int, in_features: int, out_features: int, uni
     if entry[lora_table.NUM_SLICES] == 0:
         return
     first, last, num_ranks = unit[0], unit[1], entry[lora_table.NUM_RANKS]
+    _fetch(entry, in_features, tag)
     wide = widened(matrix(x, last, in_features, tag)[first:last])
     v = np.empty((last - first, num_ranks), dtype=np.float32)
     _shrink(wide, matrix(entry[lora_table.A], num_ranks, in_features, tag), v)
@@ -76,9 +64,7 @@ def _add_unit(tag: Tag, x: int, y: int, in_features: int, out_features: int, uni
 
 @compiled
 def _fetch(entry: Any, in_features: int, tag: Tag) -> None:
-    """Send for an adapter's weights at a site, if it has any."""
-    if entry[lora_table.NUM_SLICES] == 0:
-        return
+    """Send for an adapter's weights at a site, all at once: to wait for one part after the other would take longer."""
     fetch(matrix(entry[lora_table.A], 1, entry[lora_table.NUM_RANKS] * in_features, tag)[0])
     for number in range(entry[lora_table.NUM_SLICES]):
         part = entry[lora_table.SLICES + number * lora_table.SLICE_WIDTH :]

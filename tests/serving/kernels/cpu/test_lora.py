@@ -35,10 +35,10 @@ def make_weights(ranks: Sequence[int], dtype: torch.dtype = torch.float32, seed:
     return LoraWeights(a.to(dtype), tuple(slices)) if slices else None
 
 
-def run_lora(x: Tensor, y: Tensor, runs: Sequence[tuple[int, int, LoraWeights | None]], num_parts: int = 2) -> None:
+def run_lora(x: Tensor, y: Tensor, runs: Sequence[tuple[int, int, LoraWeights | None]]) -> None:
     table = np.concatenate([address_table([weights]) for _, _, weights in runs])
     units = units_of([(start, end) for start, end, _ in runs])
-    add_lora(TAGS[x.dtype], x.data_ptr(), y.data_ptr(), x.shape[1], y.shape[1], units, table, num_parts)
+    add_lora(TAGS[x.dtype], x.data_ptr(), y.data_ptr(), x.shape[1], y.shape[1], units, table)
 
 
 def expected_lora(x: Tensor, y: Tensor, runs: Sequence[tuple[int, int, LoraWeights | None]]) -> Tensor:
@@ -57,10 +57,9 @@ ranks = st.tuples(*[st.sampled_from([0, 1, 2, 3, 4, 5, 8, 17])] * 3)
     shapes=st.lists(st.tuples(st.integers(0, 19), ranks), min_size=1, max_size=6),
     dtype=st.sampled_from(list(TAGS)),
     gap=st.integers(0, 3),
-    num_parts=st.sampled_from([1, 2, 3, 16]),
 )
 def test_every_mixture_of_ranks_rows_and_modules_is_as_in_torch(
-    shapes: list[tuple[int, tuple[int, int, int]]], dtype: torch.dtype, gap: int, num_parts: int
+    shapes: list[tuple[int, tuple[int, int, int]]], dtype: torch.dtype, gap: int
 ) -> None:
     runs = []
     end = gap  # Rows of the base model stand in front.
@@ -70,7 +69,7 @@ def test_every_mixture_of_ranks_rows_and_modules_is_as_in_torch(
     x, y = torch.randn(end, IN_FEATURES).to(dtype), torch.randn(end, sum(OUT_FEATURES)).to(dtype)
     wanted = expected_lora(x.float(), y.float(), [(s, e, _in_fp32(w)) for s, e, w in runs])
     before = y.clone()
-    run_lora(x, y, runs, num_parts)
+    run_lora(x, y, runs)
     torch.testing.assert_close(y.float(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     assert torch.equal(y[:gap], before[:gap])
 
