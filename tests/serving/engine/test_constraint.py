@@ -123,13 +123,13 @@ def schemas() -> st.SearchStrategy[dict[str, Any]]:
     return st.recursive(leaves, grow, max_leaves=5)
 
 
-FORMATS = jsonschema.FormatChecker()
-
-
-@FORMATS.checks("date", raises=ValueError)
 def _is_date_of_a_leap_year(value: object) -> bool:
     """A constraint knows how many days a month has, and not which years have a 29 February."""
     return not isinstance(value, str) or bool(date.fromisoformat(re.sub(r"^\d{4}-", "2000-", value)))
+
+
+FORMATS = jsonschema.FormatChecker()
+FORMATS.checks("date", raises=ValueError)(_is_date_of_a_leap_year)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
