@@ -138,8 +138,7 @@ class Controller:
             self._failed |= names or set()
             self._note_absence(str(error))
             time.sleep(_DOUBT_CHECK_S)
-        except Exception:
-            # The loop must outlive any one failure: nobody else moves `live`.
+        except Exception:  # The loop must outlive any one failure: nobody else moves `live`.
             _logger.exception("the controller could not complete a look at the registry")
             self._failed |= names or set()
             time.sleep(_RETRY_S)

@@ -69,8 +69,7 @@ def announce_writes(app: Flask, controller: Controller) -> None:
             found = announcement_of(_call()) if response.status_code == 200 and request.method != "GET" else None
             if found is not None:
                 controller.announce(found.name, found.change)
-        except Exception:
-            # The write is done; a fault of ours must not turn its answer into an error.
+        except Exception:  # The write is done; a fault of ours must not turn its answer into an error.
             _logger.exception("a registry write could not be announced")
         return response
 

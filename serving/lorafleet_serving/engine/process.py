@@ -161,8 +161,7 @@ def engine_main(pipe: Connection, config: EngineConfig) -> None:
         return
     try:
         EngineLoop(engine, pipe, inbox).run()
-    except Exception:
-        # The state of the batch is unknown after an own bug: a fresh process is the only safe one.
+    except Exception:  # The state of the batch is unknown after an own bug: a fresh process is the only safe one.
         _logger.exception("the engine failed")
         os._exit(1)
 
