@@ -21,7 +21,7 @@ from lorafleet_contract.manifest import MANIFEST_FILE, AdapterManifest
 from lorafleet_contract.registry import RegistryClient
 from lorafleet_contract.states import GateStatus, ServeState
 from lorafleet_contract.tags import Tag
-from lorafleet_pipeline.registry.snapshot import AdapterSnapshot, VersionSnapshot, read_adapter
+from lorafleet_pipeline.registry.snapshot import AdapterSnapshot, VersionSnapshot, read_aliased
 from lorafleet_pipeline.storage import Storage
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Confirmer:
     def _wait_served(self, adapter: str, began: float) -> Champion | None:
         told: set[str] = set()
         while True:
-            snapshot = read_adapter(self._registry, adapter)
+            snapshot = read_aliased(self._registry, adapter)
             champion = None if snapshot is None else champion_of(snapshot)
             if champion is None:
                 return None
@@ -166,7 +166,7 @@ def roll_back(registry: RegistryClient, adapter: str, faulty: int) -> int | None
     To `live` where the pods never took the faulty version, else to `previous`. A champion that moved on meanwhile is
     left alone.
     """
-    snapshot = read_adapter(registry, adapter)
+    snapshot = read_aliased(registry, adapter)
     if snapshot is None or snapshot.aliases.get(Alias.CHAMPION) != faulty:
         return None
     target = _way_back(snapshot, faulty)

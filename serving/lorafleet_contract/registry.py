@@ -17,6 +17,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from lorafleet_contract.aliases import Stage
@@ -24,6 +25,7 @@ from lorafleet_contract.exceptions import RegistryError, RegistryNotFound, Regis
 
 _API = "/api/2.0/mlflow/"
 _PAGE_SIZE = 1000
+_CHANGES_PAGE_SIZE = 50
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,12 @@ class RegistryEndpoint:
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """One registered model with its aliases (alias to version number) and tags."""
+    """One registered model with its aliases (alias to version number) and tags. Time is unix milliseconds."""
 
     name: str
     aliases: Mapping[str, int]
     tags: Mapping[str, str]
+    created_at: int
 
 
 @dataclass(frozen=True)
@@ -91,16 +94,23 @@ class RegistryClient:
     def search_versions(self, name: str | None = None) -> list[ModelVersion]:
         """Every version, of one model or of all, newest change first."""
         # Not paged in the order of change: a version that changes between two pages would be on neither.
-        query = {"order_by": "name ASC"}
-        if name is not None:
-            query["filter"] = f"name='{name}'"
+        query = {"order_by": "name ASC", **_of_model(name)}
         found = [_version(item) for item in self._pages("model-versions/search", "model_versions", query)]
         return sorted(found, key=lambda version: version.updated_at, reverse=True)
+
+    def search_changed_versions(self, since: int, name: str | None = None) -> list[ModelVersion]:
+        """Versions of one model or of all that changed at `since` (unix ms) or later, newest change first.
+
+        Being made, described or moved to another stage counts as a change; a tag and an alias do not.
+        """
+        query = {"order_by": "last_updated_timestamp DESC", **_of_model(name)}
+        items = self._pages("model-versions/search", "model_versions", query, _CHANGES_PAGE_SIZE)
+        return list(takewhile(lambda item: item.updated_at >= since, map(_version, items)))
 
     def get_model(self, name: str) -> RegisteredModel:
         """One registered model."""
         # Not by `registered-models/get`: it reads every version ever made, to tell the latest of each stage.
-        found = next(self._models({"filter": f"name='{name}'"}), None)
+        found = next(self._models(_of_model(name)), None)
         if found is None:
             raise RegistryNotFound(f"Registered Model with name={name} not found")
         return found
@@ -149,10 +159,10 @@ class RegistryClient:
     def _models(self, query: Mapping[str, str]) -> Iterator[RegisteredModel]:
         return (_model(item) for item in self._pages("registered-models/search", "registered_models", query))
 
-    def _pages(self, path: str, key: str, query: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
+    def _pages(self, path: str, key: str, query: Mapping[str, str], size: int = _PAGE_SIZE) -> Iterator[dict[str, Any]]:
         token = ""
         while True:
-            page = {**(query or {}), "max_results": str(_PAGE_SIZE)}
+            page = {**query, "max_results": str(size)}
             if token:
                 page["page_token"] = token
             answer = self._call("GET", path, page)
@@ -202,13 +212,18 @@ def _refusal(error: urllib.error.HTTPError, call: str) -> RegistryError:
     return RegistryError(f"registry refused {call} with {code}: {message}{remedy}")
 
 
+def _of_model(name: str | None) -> dict[str, str]:
+    return {} if name is None else {"filter": f"name='{name}'"}
+
+
 def _tags(item: Mapping[str, Any]) -> dict[str, str]:
     return {tag["key"]: tag["value"] for tag in item.get("tags", [])}
 
 
 def _model(item: Mapping[str, Any]) -> RegisteredModel:
     aliases = {entry["alias"]: int(entry["version"]) for entry in item.get("aliases", [])}
-    return RegisteredModel(name=item["name"], aliases=aliases, tags=_tags(item))
+    created_at = int(item.get("creation_timestamp", 0))
+    return RegisteredModel(name=item["name"], aliases=aliases, tags=_tags(item), created_at=created_at)
 
 
 def _version(item: Mapping[str, Any]) -> ModelVersion:

@@ -15,16 +15,17 @@ from collections.abc import Iterable
 
 from lorafleet_contract.aliases import STAGE_ALIASES
 from lorafleet_contract.exceptions import RegistryError, RegistryNotFound, RegistryUnavailable
+from lorafleet_contract.mirror import RegistryMirror
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.registry.actor import controller_registry
 from lorafleet_pipeline.registry.audit import AuditLog
 from lorafleet_pipeline.registry.audit_writer import AuditWriter
-from lorafleet_pipeline.registry.change import Change, StageChange
+from lorafleet_pipeline.registry.change import Change, StageChange, VersionDeletion
 from lorafleet_pipeline.registry.decision import Action, Decision, SetAlias, SetStage, SetTag, decide, is_explained
 from lorafleet_pipeline.registry.inbox import Inbox
 from lorafleet_pipeline.registry.observed import Observed
 from lorafleet_pipeline.registry.pods import Pods
-from lorafleet_pipeline.registry.snapshot import AdapterSnapshot, read_adapter, read_fleet
+from lorafleet_pipeline.registry.snapshot import AdapterSnapshot, snapshot_of, snapshots_of
 from lorafleet_pipeline.registry.sole_instance import sole_instance
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_pipeline.storage import Storage
@@ -32,6 +33,8 @@ from lorafleet_pipeline.storage import Storage
 _logger = logging.getLogger(__name__)
 
 _JITTER = 0.2
+_FULL_LOOK_EVERY = 15
+"""Looks after which one reads every version again, which tells of deletions and of tags nobody announced."""
 _STOP_CHECK_S = 0.2
 _DOUBT_S = 1.0
 """How long after the last announcement an unexplained difference may wait for the one that explains it."""
@@ -56,6 +59,7 @@ class Controller:
         announced: bool,
     ) -> None:
         self._client = controller_registry(settings)
+        self._mirror = RegistryMirror(self._client, interval_s * _FULL_LOOK_EVERY)
         self._audit = AuditWriter(AuditLog(Storage(settings.s3), settings.audit_url))
         self._lock_path = settings.home / LOCK_FILE
         self._interval_s = interval_s
@@ -157,15 +161,23 @@ class Controller:
 
     def _look(self, names: Iterable[str] | None) -> int:
         if names is None:
-            return sum(self._settle(snapshot) for snapshot in read_fleet(self._client))
+            return sum(self._settle(snapshot) for snapshot in snapshots_of(self._mirror.look()))
         writes = 0
         for name in sorted(names):
-            snapshot = read_adapter(self._client, name)
+            snapshot = self._read(name)
             if snapshot is not None:
                 writes += self._settle(snapshot)
             else:
                 self._forget(name)
         return writes
+
+    def _read(self, name: str) -> AdapterSnapshot | None:
+        # The model first: an alias of a version registered in between is then seen at the next look.
+        if self._mirror.read_model(name) is not None:
+            self._mirror.read_changes(name)
+            deletions = [item for item in self._changes.get(name, ()) if isinstance(item, VersionDeletion)]
+            self._mirror.read_versions(name, {item.version for item in deletions})
+        return snapshot_of(self._mirror.get(name))
 
     def _settle(self, snapshot: AdapterSnapshot) -> int:
         """Bring one adapter in order; returns the number of writes made."""
@@ -217,11 +229,14 @@ class Controller:
                     self._client.transition_stage(name, version, stage)
                 case SetTag(version=version, key=key, value=None):
                     self._client.delete_version_tag(name, version, key)
+                    self._mirror.note_tag(name, version, key, None)
                 case SetTag(version=version, key=key, value=str(value)):
                     self._client.set_version_tag(name, version, key, value)
+                    self._mirror.note_tag(name, version, key, value)
         except RegistryNotFound as error:
-            # Someone deleted the version since the look; the next look sees that it is gone.
             _logger.info("%s of %s came too late: %s", action, name, error)
+            if action.version is not None:
+                self._mirror.read_versions(name, {action.version})  # Deleted since the look.
 
     def _remember(self, snapshot: AdapterSnapshot, decision: Decision) -> int:
         """Keep the journal, and after it what was observed: a crash in between repeats, and loses nothing."""

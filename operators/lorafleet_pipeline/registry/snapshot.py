@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lorafleet_contract.aliases import Stage
-from lorafleet_contract.exceptions import InvalidName, RegistryNotFound
+from lorafleet_contract.exceptions import InvalidName
+from lorafleet_contract.mirror import MirroredModel, RegistryMirror
 from lorafleet_contract.names import check_adapter_name
-from lorafleet_contract.registry import ModelVersion, RegisteredModel, RegistryClient
+from lorafleet_contract.registry import RegisteredModel, RegistryClient
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.registry.observed import Observed
 
@@ -55,27 +56,30 @@ class AdapterSnapshot:
         return {item.version: item.stage for item in self.versions.values() if item.stage is not Stage.NONE}
 
 
-def read_adapter(client: RegistryClient, name: str) -> AdapterSnapshot | None:
-    """Look at one adapter; None where there is none of that name."""
-    try:
-        # The model first: an alias of a version registered in between is then seen at the next look.
-        model = client.get_model(name)
-    except RegistryNotFound:
-        return None
-    return _snapshot(model, client.search_versions(name))
+def read_aliased(client: RegistryClient, name: str) -> AdapterSnapshot | None:
+    """Look at one adapter and the versions behind its aliases; None where there is none of that name."""
+    mirror = RegistryMirror(client)
+    model = mirror.read_model(name)
+    if model is not None:
+        mirror.read_versions(name, set(model.aliases.values()))
+    return snapshot_of(mirror.get(name))
 
 
 def read_fleet(client: RegistryClient) -> list[AdapterSnapshot]:
-    """Look at every adapter."""
-    models = client.search_models()
-    versions: dict[str, list[ModelVersion]] = {}
-    for item in client.search_versions():
-        versions.setdefault(item.name, []).append(item)
-    found = (_snapshot(model, versions.get(model.name, ())) for model in models)
-    return [snapshot for snapshot in found if snapshot is not None]
+    """Look at every adapter, with all its versions."""
+    return snapshots_of(RegistryMirror(client).look())
 
 
-def _snapshot(model: RegisteredModel, versions: Iterable[ModelVersion]) -> AdapterSnapshot | None:
+def snapshots_of(found: Iterable[MirroredModel]) -> list[AdapterSnapshot]:
+    """The adapters among the models that a look has found."""
+    return [snapshot for snapshot in map(snapshot_of, found) if snapshot is not None]
+
+
+def snapshot_of(found: MirroredModel | None) -> AdapterSnapshot | None:
+    """One adapter as a look has found it; None where there is no such model, or it is no adapter."""
+    if found is None:
+        return None
+    model, versions = found.model, found.versions.values()
     held = {item.version: VersionSnapshot(item.version, item.stage, item.updated_at, item.tags) for item in versions}
     if not any(item.digest for item in held.values()):
         return None

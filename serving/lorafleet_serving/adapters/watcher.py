@@ -1,6 +1,6 @@
 """Follows the registry: the one source of what a pod should serve.
 
-Level-triggered: each look reads the whole desired state, so that nothing depends on having seen every
+Level-triggered: each look yields the whole desired state, so that nothing depends on having seen every
 change. A nudge only means "look now". A registry that is away changes nothing.
 """
 
@@ -12,21 +12,23 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from lorafleet_contract.aliases import Alias, Stage
-from lorafleet_contract.exceptions import ContractError, InvalidName, RegistryNotFound
+from lorafleet_contract.exceptions import ContractError, InvalidName
+from lorafleet_contract.mirror import MirroredModel, RegistryMirror
 from lorafleet_contract.names import check_adapter_name
-from lorafleet_contract.registry import ModelVersion, RegisteredModel, RegistryClient
+from lorafleet_contract.registry import ModelVersion, RegistryClient
 from lorafleet_contract.tags import Tag
 
 _logger = logging.getLogger(__name__)
 
 _JITTER = 0.2
 """Share of the interval by which looks of many pods drift apart."""
+_FULL_LOOK_EVERY = 15
+"""Looks after which one reads every version again, which tells of deletions and of tags nobody announced."""
 _SERVE_TAG_PREFIX = "serve."
 
 
@@ -89,14 +91,12 @@ class RegistryWatcher:
         on_look: Callable[[RegistryLook], None],
         on_error: Callable[[str], None],
     ) -> None:
-        self._client = client
+        self._mirror = RegistryMirror(client, interval_s * _FULL_LOOK_EVERY)
         self._base_digest = base_digest
         self._interval_s = interval_s
         self._on_look = on_look
         self._on_error = on_error
         self._nudges: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._seen: dict[str, DesiredAdapter] = {}
-        """Each adapter as it was at the last look at it."""
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="registry-watcher", daemon=True)
 
@@ -119,14 +119,8 @@ class RegistryWatcher:
         Raises:
             RegistryError: the registry is away or refuses.
         """
-        # Models first: a version registered between the two calls is then seen, and its alias next time.
-        models = self._client.search_models()
-        versions: dict[str, list[ModelVersion]] = {}
-        for item in self._client.search_versions():
-            versions.setdefault(item.name, []).append(item)
-        desired = (self._desired(model, versions.get(model.name, ())) for model in models)
-        self._seen = {adapter.name: adapter for adapter in desired if adapter is not None}
-        return RegistryLook(dict(self._seen))
+        found = map(self._desired, self._mirror.look())
+        return RegistryLook({adapter.name: adapter for adapter in found if adapter is not None})
 
     def look_at(self, name: str) -> RegistryLook:
         """Read the state of one adapter: its aliases, and the versions behind them now and at the last look.
@@ -137,27 +131,18 @@ class RegistryWatcher:
         Raises:
             RegistryError: the registry is away or refuses.
         """
-        seen = self._seen.get(name, DesiredAdapter(name, {}, {}))
+        before = self._mirror.get(name)
         try:
-            model = self._client.get_model(check_adapter_name(name))
-        except (RegistryNotFound, InvalidName):
-            self._seen.pop(name, None)
+            model = self._mirror.read_model(check_adapter_name(name))
+        except InvalidName:
+            model = None
+        if model is None:
             return RegistryLook({}, name)
-        numbers = {*model.aliases.values(), *seen.aliases.values()}
-        fresh = self._desired(model, self._versions(name, numbers))
-        versions = {number: version for number, version in seen.versions.items() if number not in numbers}
-        versions |= {} if fresh is None else fresh.versions
-        if not versions:
-            return RegistryLook({}, name)
-        self._seen[name] = DesiredAdapter(name, dict(model.aliases), versions)
-        return RegistryLook({name: self._seen[name]}, name)
-
-    def _versions(self, name: str, numbers: set[int]) -> list[ModelVersion]:
-        found = []
-        for number in sorted(numbers):
-            with suppress(RegistryNotFound):  # Deleted since.
-                found.append(self._client.get_version(name, number))
-        return found
+        aliased_before = set() if before is None else set(before.model.aliases.values())
+        self._mirror.read_versions(name, aliased_before.union(model.aliases.values()))
+        found = self._mirror.get(name)
+        desired = None if found is None else self._desired(found)
+        return RegistryLook({} if desired is None else {name: desired}, name)
 
     def _run(self) -> None:
         due = time.monotonic()
@@ -188,21 +173,22 @@ class RegistryWatcher:
             found.add(self._nudges.get())
         return {name for name in found if name is not None}
 
-    def _desired(self, model: RegisteredModel, versions: Iterable[ModelVersion]) -> DesiredAdapter | None:
-        champion = model.aliases.get(Alias.CHAMPION)
+    def _desired(self, found: MirroredModel) -> DesiredAdapter | None:
+        name, aliases = found.model.name, found.model.aliases
+        champion = aliases.get(Alias.CHAMPION)
         ours = {
             item.version: _registered(item, withdrawn=item.stage is Stage.ARCHIVED and item.version != champion)
-            for item in versions
+            for item in found.versions.values()
             if item.tags.get(Tag.LORA_BASE_DIGEST) == self._base_digest
         }
         if not ours:
             return None
         try:
-            check_adapter_name(model.name)
+            check_adapter_name(name)
         except InvalidName as error:
             _logger.warning("registered model ignored: %s", error)
             return None
-        return DesiredAdapter(model.name, dict(model.aliases), ours)
+        return DesiredAdapter(name, dict(aliases), ours)
 
 
 def _registered(item: ModelVersion, *, withdrawn: bool) -> RegisteredVersion:
