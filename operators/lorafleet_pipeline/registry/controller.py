@@ -20,7 +20,7 @@ from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.registry.actor import controller_registry
 from lorafleet_pipeline.registry.audit import AuditLog
 from lorafleet_pipeline.registry.audit_writer import AuditWriter
-from lorafleet_pipeline.registry.change import Change, StageChange, VersionDeletion
+from lorafleet_pipeline.registry.change import AliasChange, Change, StageChange, VersionDeletion
 from lorafleet_pipeline.registry.decision import Action, Decision, SetAlias, SetStage, SetTag, decide, is_explained
 from lorafleet_pipeline.registry.inbox import Inbox
 from lorafleet_pipeline.registry.observed import Observed
@@ -40,6 +40,9 @@ _DOUBT_S = 1.0
 """How long after the last announcement an unexplained difference may wait for the one that explains it."""
 _LONGEST_DOUBT_S = 10.0
 _DOUBT_CHECK_S = 0.02
+_PODS_FIRST_S = 0.15
+"""How long the controller lets pods read what alias was moved before it reads and writes itself: whoever moved it
+waits for the pods, and MLflow answers one call at a time."""
 _RETRY_S = 0.5
 _PATIENCE_S = 5.0
 """How long the registry may be away before it is worth a line in the log."""
@@ -132,6 +135,8 @@ class Controller:
             self._changes.setdefault(name, []).append(change)
             if name in self._doubts:
                 self._doubts[name] = (self._doubts[name][0], time.monotonic())
+        if any(isinstance(change, AliasChange) for _, change in post.changes):
+            time.sleep(_PODS_FIRST_S)
         return None if post.names is None else post.names | self._doubts.keys() | self._failed
 
     def _try(self, names: frozenset[str] | None) -> None:
@@ -209,14 +214,15 @@ class Controller:
         return now < last + _DOUBT_S and now < first + _LONGEST_DOUBT_S
 
     def _carry_out(self, name: str, decision: Decision, *, announced: bool) -> None:
-        moves = [action for action in decision.actions if not isinstance(action, SetTag)]
-        for action in moves:
-            self._apply(name, action)
-        if moves or (decision.entries and not announced):
+        if decision.entries and not announced:
             self._pods.nudge(name)
-        for tag in decision.actions:
-            if isinstance(tag, SetTag):
-                self._apply(name, tag)
+        for kind in (SetAlias, SetStage, SetTag):
+            actions = [action for action in decision.actions if isinstance(action, kind)]
+            for action in actions:
+                self._apply(name, action)
+            # Pods follow aliases, and a stage may bring a withdrawn version back; tags are for people.
+            if actions and kind is not SetTag:
+                self._pods.nudge(name)
 
     def _apply(self, name: str, action: Action) -> None:
         try:

@@ -64,11 +64,6 @@ class Decision:
     observed: Observed
     entries: tuple[AuditEntry, ...] = ()
 
-    @property
-    def concerns_pods(self) -> bool:
-        """Whether pods should look at the registry again."""
-        return bool(self.entries) or any(isinstance(action, SetAlias) for action in self.actions)
-
 
 def is_explained(snapshot: AdapterSnapshot, observed: Observed | None, changes: Sequence[Change]) -> bool:
     """Whether the announced changes lead from what was observed to what is there now."""
