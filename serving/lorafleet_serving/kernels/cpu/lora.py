@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import prange
+from numba import prange, types
+from numba.extending import overload
 
 from lorafleet_serving.kernels import lora_table
+from lorafleet_serving.kernels.cpu import lora_pairs
 from lorafleet_serving.kernels.cpu.dot import dot, dot_1_by_4, dot_4_by_2, widened
 from lorafleet_serving.kernels.cpu.element import Tag, compiled, compiled_parallel, fetch, matrix, narrow, widen
+from lorafleet_serving.kernels.cpu.lanes import HAS_PAIR_PRODUCTS, NUM_ELEMENTS
 from lorafleet_serving.kernels.lora_table import Ints
 
 MAX_UNIT_ROWS = 8
@@ -54,9 +57,9 @@ def _add_unit(tag: Tag, x: int, y: int, in_features: int, out_features: int, uni
         return
     first, last, num_ranks = unit[0], unit[1], entry[lora_table.NUM_RANKS]
     _fetch(entry, in_features, tag)
-    wide = widened(matrix(x, last, in_features, tag)[first:last])
     v = np.empty((last - first, num_ranks), dtype=np.float32)
-    _shrink(wide, matrix(entry[lora_table.A], num_ranks, in_features, tag), v)
+    a = matrix(entry[lora_table.A], num_ranks, in_features, tag)
+    _shrink(tag, matrix(x, last, in_features, tag)[first:last], a, v)
     target = matrix(y, last, out_features, tag)[first:last]
     for part in range(entry[lora_table.NUM_SLICES]):
         _expand(tag, v, entry[lora_table.SLICES + part * lora_table.SLICE_WIDTH :], target)
@@ -73,9 +76,44 @@ def _fetch(entry: Any, in_features: int, tag: Tag) -> None:
         fetch(matrix(part[lora_table.B], 1, num_ranks * num_outs, tag)[0])
 
 
+def _shrink(tag: Tag, x: Any, a: Any, v: Any) -> None:
+    """v = x A.T in fp32."""
+    raise NotImplementedError(tag)  # Compiled code takes what `_shrink_of` chooses in its place.
+
+
+@overload(_shrink, strict=False)
+def _shrink_of(tag: Any, x: Any, a: Any, v: Any) -> Any:
+    if tag == types.uint16 and HAS_PAIR_PRODUCTS:
+        return lambda tag, x, a, v: lora_pairs.shrink(x, a, v)
+    return lambda tag, x, a, v: _shrink_widened(widened(x), a, v)
+
+
+def _expand(tag: Tag, v: Any, part: Any, y: Any) -> None:
+    """Add one merged module's outputs: y[:, outs] += v[:, ranks] B.T, rescaled, all in fp32 and rounded once."""
+    raise NotImplementedError(tag)  # Compiled code takes what `_expand_of` chooses in its place.
+
+
+@overload(_expand, strict=False)
+def _expand_of(tag: Any, v: Any, part: Any, y: Any) -> Any:
+    if tag == types.uint16 and HAS_PAIR_PRODUCTS:
+        return lambda tag, v, part, y: _expand_by_pairs(tag, v, part, y)
+    return lambda tag, v, part, y: _expand_widened(tag, v, part, y)
+
+
 @compiled
-def _shrink(x: Any, a: Any, v: Any) -> None:
-    """v = x A.T, by blocks of rows and ranks that fit the registers."""
+def _expand_by_pairs(tag: Tag, v: Any, part: Any, y: Any) -> None:
+    first, last = part[lora_table.FIRST_OUT], part[lora_table.LAST_OUT]
+    first_rank, last_rank = part[lora_table.FIRST_RANK], part[lora_table.LAST_RANK]
+    if part[lora_table.GAIN] == 0 and (last - first) % NUM_ELEMENTS == 0:
+        b = matrix(part[lora_table.B], last_rank - first_rank, last - first, tag)
+        lora_pairs.expand(v[:, first_rank:last_rank], b, y[:, first:last])
+    else:
+        _expand_widened(tag, v, part, y)
+
+
+@compiled
+def _shrink_widened(x: Any, a: Any, v: Any) -> None:
+    """v = x A.T of rows in fp32, by blocks of rows and ranks that fit the registers."""
     num_rows, num_ranks = v.shape
     row = 0
     while row + 4 <= num_rows:
@@ -97,8 +135,7 @@ def _shrink(x: Any, a: Any, v: Any) -> None:
 
 
 @compiled
-def _expand(tag: Tag, v: Any, part: Any, y: Any) -> None:
-    """Add one merged module's outputs: y[:, outs] += v[:, ranks] B.T, rescaled, all in fp32 and rounded once."""
+def _expand_widened(tag: Tag, v: Any, part: Any, y: Any) -> None:
     first, last = part[lora_table.FIRST_OUT], part[lora_table.LAST_OUT]
     num_ranks = part[lora_table.LAST_RANK] - part[lora_table.FIRST_RANK]
     b = matrix(part[lora_table.B], num_ranks, last - first, tag)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +15,15 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from lorafleet_serving.kernels.cpu.element import TAGS
+from lorafleet_serving.kernels.cpu.lanes import HAS_PAIR_PRODUCTS
 from lorafleet_serving.kernels.cpu.lora import add_lora, units_of
 from lorafleet_serving.kernels.lora_table import address_table
 from lorafleet_serving.kernels.reference import add_segment
 from lorafleet_serving.kernels.segments import LoraSegment, LoraSlice, LoraWeights
 
-IN_FEATURES = 40
-OUT_FEATURES = (24, 8, 8)
+IN_FEATURES = 72
+OUT_FEATURES = (64, 24, 32)
+"""Widths that vectors divide and one that they do not; the inputs leave a rest."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 
 
@@ -89,6 +95,52 @@ def test_what_is_not_finite_stays_so() -> None:
     x[1, 3], x[2, 0] = float("nan"), float("inf")
     run_lora(x, y, [(0, 4, make_weights((8, 8, 8), torch.bfloat16))])
     assert torch.isfinite(y).all(dim=1).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 8, 13])
+def test_a_row_is_the_same_whatever_rows_stand_beside_it(num_ranks: int) -> None:
+    weights = make_weights((num_ranks, num_ranks, num_ranks), torch.bfloat16)
+    x, y = torch.randn(8, IN_FEATURES).bfloat16(), torch.randn(8, sum(OUT_FEATURES)).bfloat16()
+    alone = y.clone()
+    for row in range(8):
+        run_lora(x[row : row + 1], alone[row : row + 1], [(0, 1, weights)])
+    for first, last in ((0, 8), (0, 7), (3, 6)):
+        together = y.clone()
+        run_lora(x, together, [(first, last, weights)])
+        assert torch.equal(together[first:last], alone[first:last])
+
+
+def test_nothing_to_add_changes_no_element() -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    width = sum(OUT_FEATURES)
+    normal = every[torch.isfinite(every) & (every.abs() >= torch.finfo(torch.bfloat16).tiny)]
+    y = normal[: normal.numel() // width * width].reshape(-1, width).clone()
+    wanted = y.clone()
+    run_lora(
+        torch.zeros(y.shape[0], IN_FEATURES).bfloat16(), y, [(0, y.shape[0], make_weights((8, 8, 8), torch.bfloat16))]
+    )
+    assert torch.equal(y, wanted)
+
+
+_ELSEWHERE = """
+import pytest, sys
+from lorafleet_serving.kernels.cpu.lanes import HAS_PAIR_PRODUCTS
+assert not HAS_PAIR_PRODUCTS
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "large_ranks or rows_stand_beside", sys.argv[1]]))
+"""
+
+
+@pytest.mark.skipif(not HAS_PAIR_PRODUCTS, reason="the other tests compute without pair products here")
+def test_a_processor_without_pair_products_computes_the_same(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    command = [sys.executable, "-c", _ELSEWHERE, __file__]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def _in_fp32(weights: LoraWeights | None) -> LoraWeights | None:
