@@ -42,4 +42,4 @@ fix: $(STAMP) ## Format, and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP) ## Measure, peers and limits in the same run
-	$(BIN)/lorafleet bench --help
+	$(BIN)/lorafleet bench serving

@@ -3,8 +3,8 @@
 MLflow takes milliseconds for each version that a search returns, so that reading every version at every look
 would keep it busy with a few hundred of them. The time of a version's last change tells which to read again: it
 moves when a version is made and when its stage does. Tags and deletions do not move it. Therefore a version is
-read anew when an alias comes to it, whoever needs a tag at once names the version, and everything is read again
-from time to time.
+read anew when an alias comes to it or leaves it, whoever needs a tag at once names the version, and everything is
+read again from time to time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from lorafleet_contract.exceptions import RegistryNotFound
 from lorafleet_contract.registry import ModelVersion, RegisteredModel, RegistryClient
 
 _OVERLAP_MS = 10_000
-"""How far back changes are read again: a change may be committed after a later one, or by a server whose clock is
-behind."""
+"""How far behind a change that was seen a later one may be dated: it may be committed late, or by a server whose clock
+is behind."""
 _FULL_LOOK_SHARE = 0.05
 """Largest share of the time that reading everything may take."""
 
@@ -47,6 +47,7 @@ class RegistryMirror:
         self._versions: dict[str, dict[int, ModelVersion]] = {}
         self._newest = 0
         """Time of the latest change that a look at everything has seen, by the registry's clock (unix ms)."""
+        self._newest_seen = time.monotonic()
 
     def look(self) -> list[MirroredModel]:
         """Every model, with what changed since the last look."""
@@ -55,9 +56,12 @@ class RegistryMirror:
         if time.monotonic() >= self._full_due or self._has_remade(models):
             self._read_everything()
         else:
-            self._newest = max(self._newest, self.read_changes())
-            for name, model in models.items():
-                self.read_versions(name, self._newly_aliased(model))
+            self._note_newest(self.read_changes())
+            for model in models.values():
+                self.read_versions(model.name, self._realiased(model))
+        for model in models.values():
+            # Where versions are deleted between two pages of a search, others are on neither.
+            self.read_versions(model.name, set(model.aliases.values()) - self._versions.get(model.name, {}).keys())
         self._models = models
         self._versions = {name: held for name, held in self._versions.items() if name in models}
         return [MirroredModel(model, dict(self._versions.get(name, {}))) for name, model in models.items()]
@@ -67,8 +71,11 @@ class RegistryMirror:
         model = self._models.get(name)
         return None if model is None else MirroredModel(model, dict(self._versions.get(name, {})))
 
-    def read_model(self, name: str) -> RegisteredModel | None:
-        """Read a model's aliases and tags; None, and forgotten, where there is none."""
+    def read_model(self, name: str, *, with_aliased: bool = False) -> RegisteredModel | None:
+        """Read a model's aliases and tags, and the versions that aliases came to or left; None where there is none.
+
+        `with_aliased` reads every version that an alias names, or did.
+        """
         try:
             model = self._client.get_model(name)
         except RegistryNotFound:
@@ -76,13 +83,18 @@ class RegistryMirror:
             self._versions.pop(name, None)
             return None
         if self._has_remade({name: model}):
+            self._models.pop(name)
             self._versions.pop(name, None)
+        before = self._models.get(name, model)
+        aliased = {*before.aliases.values(), *model.aliases.values()} if with_aliased else self._realiased(model)
+        self.read_versions(name, aliased)
         self._models[name] = model
         return model
 
     def read_changes(self, name: str | None = None) -> int:
         """Read versions of one model or of all that changed of late; returns the time of the latest change (ms)."""
-        found = self._client.search_changed_versions(self._newest - _OVERLAP_MS, name)
+        overlap_ms = max(0, _OVERLAP_MS - round((time.monotonic() - self._newest_seen) * 1000))
+        found = self._client.search_changed_versions(self._newest - overlap_ms + 1, name)
         self._keep(found)
         return max((item.updated_at for item in found), default=0)
 
@@ -94,6 +106,10 @@ class RegistryMirror:
             except RegistryNotFound:
                 self._versions.get(name, {}).pop(number, None)
 
+    def note_version(self, item: ModelVersion) -> None:
+        """Take note of a version as the registry gave it to the owner of this mirror."""
+        self._keep([item])
+
     def note_tag(self, name: str, number: int, key: str, value: str | None) -> None:
         """Take note of a tag that the owner of this mirror just set, or removed where `value` is None."""
         item = self._versions.get(name, {}).get(number)
@@ -103,21 +119,29 @@ class RegistryMirror:
 
     def _read_everything(self) -> None:
         began = time.monotonic()
+        self._full_due = began + self._full_interval_s  # Should it fail, the next look is at what changed.
         found = self._client.search_versions()
         self._versions = {}
         self._keep(found)
-        self._newest = max((item.updated_at for item in found), default=0)
+        self._note_newest(max((item.updated_at for item in found), default=0))
         ended = time.monotonic()
         self._full_due = ended + max(self._full_interval_s, (ended - began) / _FULL_LOOK_SHARE)
+
+    def _note_newest(self, newest: int) -> None:
+        # A version that is dated ahead must not hide what changes from now on.
+        newest = min(newest, round(time.time() * 1000))
+        if newest > self._newest:
+            self._newest, self._newest_seen = newest, time.monotonic()
 
     def _keep(self, found: Iterable[ModelVersion]) -> None:
         for item in found:
             self._versions.setdefault(item.name, {})[item.version] = item
 
-    def _newly_aliased(self, model: RegisteredModel) -> set[int]:
+    def _realiased(self, model: RegisteredModel) -> set[int]:
+        """Versions that an alias came to, or left: MLflow takes the aliases of a version that is deleted."""
         known = self._models.get(model.name)
-        before = {} if known is None else known.aliases
-        return {number for alias, number in model.aliases.items() if before.get(alias) != number}
+        before = () if known is None else known.aliases.items()
+        return {number for _, number in model.aliases.items() ^ set(before)}
 
     def _has_remade(self, models: Mapping[str, RegisteredModel]) -> bool:
         """Whether a model was deleted and another made by its name, whose versions bear the same numbers."""

@@ -65,6 +65,11 @@ def check_adapter_name(name: str) -> str:
     return name
 
 
+def is_adapter_name(name: str) -> bool:
+    """Whether `check_adapter_name` accepts it."""
+    return len(name) <= MAX_NAME_LEN and _NAME.fullmatch(name) is not None
+
+
 def parse_reference(text: str) -> AdapterReference:
     """Parse what a caller sent as `model` or `adapter_id`.
 

@@ -25,6 +25,7 @@ from lorafleet_contract.exceptions import RegistryError, RegistryNotFound, Regis
 
 _API = "/api/2.0/mlflow/"
 _PAGE_SIZE = 1000
+_VERSIONS_PAGE_SIZE = 200
 _CHANGES_PAGE_SIZE = 50
 
 
@@ -95,7 +96,10 @@ class RegistryClient:
         """Every version, of one model or of all, newest change first."""
         # Not paged in the order of change: a version that changes between two pages would be on neither.
         query = {"order_by": "name ASC", **_of_model(name)}
-        found = [_version(item) for item in self._pages("model-versions/search", "model_versions", query)]
+        found = [
+            _version(item)
+            for item in self._pages("model-versions/search", "model_versions", query, _VERSIONS_PAGE_SIZE)
+        ]
         return sorted(found, key=lambda version: version.updated_at, reverse=True)
 
     def search_changed_versions(self, since: int, name: str | None = None) -> list[ModelVersion]:
@@ -146,15 +150,17 @@ class RegistryClient:
         """Remove a tag of a version."""
         self._call("DELETE", "model-versions/delete-tag", body={"name": name, "version": str(version), "key": key})
 
-    def transition_stage(self, name: str, version: int, stage: Stage, *, archive_existing: bool = False) -> None:
-        """Move a version to a stage."""
+    def transition_stage(
+        self, name: str, version: int, stage: Stage, *, archive_existing: bool = False
+    ) -> ModelVersion:
+        """Move a version to a stage; returns it as it is then."""
         body = {
             "name": name,
             "version": str(version),
             "stage": stage.value,
             "archive_existing_versions": archive_existing,
         }
-        self._call("POST", "model-versions/transition-stage", body=body)
+        return _version(self._call("POST", "model-versions/transition-stage", body=body)["model_version"])
 
     def _models(self, query: Mapping[str, str]) -> Iterator[RegisteredModel]:
         return (_model(item) for item in self._pages("registered-models/search", "registered_models", query))

@@ -81,7 +81,7 @@ def measure(settings: PlatformSettings, name: str, repeats: int, report: Callabl
         for suffix, under_load in (("", False), ("_loaded", True)):
             if under_load:
                 with loop.running():
-                    times = _all_ways(settings, name, repeats, versions, report, lambda: None)
+                    times = _all_ways(settings, name, repeats, versions, report, lambda _: None)
             else:
                 times = _all_ways(settings, name, repeats, versions, report, _until_idle)
             for way, seconds in times.items():
@@ -103,26 +103,26 @@ def _all_ways(
     repeats: int,
     versions: Iterator[tuple[int, str]],
     report: Callable[[str], None],
-    before_each: Callable[[], None],
+    before_each: Callable[[Callable[[str], None]], None],
 ) -> dict[str, list[float]]:
     from mlflow import MlflowClient
 
     client = MlflowClient(settings.mlflow_url)
     times: dict[str, list[float]] = {"alias": [], "stage": [], "rollback": []}
     for _ in range(repeats):
-        before_each()
+        before_each(report)
         version, digest = next(versions)
         move = partial(client.set_registered_model_alias, name, "champion", str(version))
         times["alias"].append(_until_served(settings, name, digest, move))
         _until_live(settings, name, version)
-        before_each()
+        before_each(report)
         version, digest = next(versions)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # Stages are deprecated in MLflow, and supported here.
             move = partial(client.transition_model_version_stage, name, str(version), "Production")
             times["stage"].append(_until_served(settings, name, digest, move))
         _until_live(settings, name, version)
-        before_each()
+        before_each(report)
         times["rollback"].append(_rollback(settings, name))
         report(", ".join(f"{way} {seconds[-1]:.2f} s" for way, seconds in times.items()))
     return times
@@ -174,11 +174,13 @@ def _serves(report: PodReport, name: str, digest: str) -> bool:
     return serving is not None and serving.digest == digest
 
 
-def _until_idle() -> None:
+def _until_idle(report: Callable[[str], None]) -> None:
     """Wait until the machine does little: what follows a promotion (an Airflow run, the audit log) has ended."""
     deadline = time.monotonic() + DEADLINE_S
-    while psutil.cpu_percent(interval=1.0) > IDLE_PERCENT and time.monotonic() < deadline:
-        pass
+    while (busy := psutil.cpu_percent(interval=1.0)) > IDLE_PERCENT:
+        if time.monotonic() > deadline:
+            report(f"not idle: {busy:.0f} % of all cores are busy, after {DEADLINE_S:.0f} s of waiting")
+            return
 
 
 def _until_live(settings: PlatformSettings, name: str, version: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from uuid import uuid4
@@ -108,14 +109,61 @@ def test_more_changes_than_a_page_holds_are_all_seen(shelf: Shelf, monkeypatch: 
     assert set(shelf.look(mirror).versions) == numbers
 
 
-def test_a_change_that_was_committed_late_is_seen(shelf: Shelf) -> None:
+@pytest.mark.parametrize(("ago_s", "is_seen"), [(0.0, True), (9.0, False)])
+def test_a_change_is_seen_though_one_dated_later_was_seen_just_before(
+    shelf: Shelf, ago_s: float, is_seen: bool
+) -> None:
     old = shelf.add()
     mirror = shelf.mirror()
-    shelf.client.transition_stage(shelf.name, old, Stage.STAGING)
-    newest = shelf.client.get_version(shelf.name, old).updated_at
-    # As if a look had read a later change of another version before this one was there to be read.
-    mirror._newest = newest + 5000
+    newest = shelf.client.transition_stage(shelf.name, old, Stage.STAGING).updated_at
+    mirror._newest, mirror._newest_seen = newest + 5000, time.monotonic() - ago_s
+    assert (shelf.look(mirror).versions[old].stage is Stage.STAGING) is is_seen
+
+
+def test_a_version_dated_ahead_hides_no_change(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorafleet_contract.mirror._OVERLAP_MS", -1)
+    old = shelf.add()
+    mirror = shelf.mirror()
+    mirror._note_newest(round(time.time() * 1000) + 3_600_000)
+    moved = shelf.client.transition_stage(shelf.name, old, Stage.STAGING)
+    assert mirror._newest <= moved.updated_at
     assert shelf.look(mirror).versions[old].stage is Stage.STAGING
+
+
+def test_an_aliased_version_that_a_full_look_missed_is_read_all_the_same(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = shelf.add()
+    shelf.client.set_alias(shelf.name, Alias.LIVE, version)
+    # As where versions before it are deleted between two pages.
+    monkeypatch.setattr(shelf.client, "search_versions", lambda: [])
+    assert set(shelf.look(RegistryMirror(shelf.client, NEVER_S)).versions) == {version}
+
+
+def test_a_deleted_version_that_had_an_alias_is_forgotten_at_the_next_look(shelf: Shelf) -> None:
+    kept, deleted = shelf.add(), shelf.add()
+    shelf.client.set_alias(shelf.name, Alias.LIVE, deleted)
+    mirror = shelf.mirror()
+    shelf.mlflow.delete_model_version(shelf.name, str(deleted))
+    assert set(shelf.look(mirror).versions) == {kept}
+
+
+def test_an_alias_is_looked_up_again_where_its_version_could_not_be_read(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = shelf.add()
+    mirror = shelf.mirror()
+    shelf.client.set_version_tag(shelf.name, version, "gate.status", "waived")
+    shelf.client.set_alias(shelf.name, Alias.CHAMPION, version)
+    with monkeypatch.context() as broken:
+        broken.setattr(shelf.client, "get_version", _away)
+        with pytest.raises(RegistryUnavailable):
+            mirror.read_model(shelf.name)
+    assert "gate.status" in shelf.look(mirror).versions[version].tags
+
+
+def _away(*_: object) -> ModelVersion:
+    raise RegistryUnavailable("cut off")
 
 
 def test_a_version_is_read_anew_when_an_alias_comes_to_it(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

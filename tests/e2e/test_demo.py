@@ -23,7 +23,7 @@ def test_demo_ends_with_an_adapter_that_beats_its_base(stack: RunningStack) -> N
     assert stack.demo["adapter"] > stack.demo["base"]
     assert stack.demo["lift"] == pytest.approx(stack.demo["adapter"] - stack.demo["base"])
     low, high = stack.demo["interval"]
-    assert low <= stack.demo["lift"] <= high
+    assert 0 < low <= stack.demo["lift"] <= high
 
 
 def test_figures_are_those_that_mlflow_holds(stack: RunningStack, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
+import psutil
 import pytest
 
 from lorafleet_contract.tags import Tag
@@ -61,10 +62,17 @@ def test_the_pod_serves_the_same_version_after_a_kill(stack: RunningStack, victi
     assert wait_for(lambda: _digest(stack.client), "an answer") == before
 
 
+def _trainings(folder: RunFolder) -> int:
+    """Processes that train this run."""
+    commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    return sum("lorafleet_pipeline.training" in command and str(folder.path) in command for command in commands)
+
+
 @pytest.mark.parametrize("repeat", range(REPEATS))
-def test_a_run_survives_the_death_of_its_training(stack: RunningStack, repeat: int) -> None:
+def test_a_run_survives_the_death_of_everything_around_it_and_of_its_training(stack: RunningStack, repeat: int) -> None:
     status = stack.stack.status()
     assert status.urls.airflow is not None
+    serving = _digest(stack.client)
     before = {version.version for version in stack.settings.registry().search_versions(ADAPTER)}
     with AirflowClient(status.urls.airflow, status.airflow_user or "", status.airflow_password or "") as airflow:
         dag = dag_id(ADAPTER)
@@ -73,15 +81,24 @@ def test_a_run_survives_the_death_of_its_training(stack: RunningStack, repeat: i
         job = TrainingJob(folder)
 
         def steps_done() -> int:
+            assert _trainings(folder) <= 1
             progress = job.progress()
             return progress.step if progress is not None else 0
 
-        wait_for(lambda: steps_done() >= 22, "the training is under way", 180)
+        wait_for(lambda: steps_done() >= 1, "the training is under way", 180)
+        assert _trainings(folder) == 1
+        for victim in ("fetcher", "engine", "pod", "mlflow", "s3"):
+            pid = _pid(stack, victim)
+            assert pid is not None, f"{victim} is away"
+            os.kill(pid, signal.SIGKILL)
+        assert steps_done() < STEPS, "all of them died while it trained"
+        wait_for(lambda: steps_done() >= 22, "the training goes on", 180)
         pid = job.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
 
         def ended() -> RunState | None:
+            assert _trainings(folder) <= 1
             state = airflow.run_state(dag, run_id)
             return state if state.finished else None
 
@@ -91,3 +108,4 @@ def test_a_run_survives_the_death_of_its_training(stack: RunningStack, repeat: i
         (made,) = after - before
         digest = stack.settings.registry().get_version(ADAPTER, made).tags[Tag.LORA_DIGEST]
         assert digest == stack.demo["digest"], "the resumed training gives what the uninterrupted one gave"
+    assert wait_for(lambda: _digest(stack.client), "an answer") == serving == digest

@@ -12,15 +12,17 @@ import random
 import threading
 import time
 from collections.abc import Iterable
+from itertools import zip_longest
 
 from lorafleet_contract.aliases import STAGE_ALIASES
 from lorafleet_contract.exceptions import RegistryError, RegistryNotFound, RegistryUnavailable
 from lorafleet_contract.mirror import RegistryMirror
+from lorafleet_contract.names import is_adapter_name
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.registry.actor import controller_registry
 from lorafleet_pipeline.registry.audit import AuditLog
 from lorafleet_pipeline.registry.audit_writer import AuditWriter
-from lorafleet_pipeline.registry.change import AliasChange, Change, StageChange, VersionDeletion
+from lorafleet_pipeline.registry.change import AliasChange, Change, StageChange
 from lorafleet_pipeline.registry.decision import Action, Decision, SetAlias, SetStage, SetTag, decide, is_explained
 from lorafleet_pipeline.registry.inbox import Inbox
 from lorafleet_pipeline.registry.observed import Observed
@@ -69,7 +71,8 @@ class Controller:
         self._announced = announced
         self._inbox = Inbox()
         self._pods = Pods(settings, self._inbox.look)
-        self._memory: dict[str, Observed] = {}
+        self._memory: dict[tuple[str, int], Observed] = {}
+        """What was observed of an adapter, by its name and the time it was made."""
         self._changes: dict[str, list[Change]] = {}
         self._doubts: dict[str, tuple[float, float]] = {}
         """Adapters that differ without an explanation yet: since when, and when something was last heard of them."""
@@ -80,6 +83,8 @@ class Controller:
 
     def announce(self, name: str, change: Change | None) -> None:
         """Take note of a change that was just made; None where only the adapter is known. Any thread."""
+        if not is_adapter_name(name):
+            return  # Somebody else's model.
         # A stage means nothing to pods until it is mapped to an alias, but for one that withdraws or restores.
         if not (isinstance(change, StageChange) and change.stage in STAGE_ALIASES):
             self._pods.nudge(name)
@@ -180,15 +185,22 @@ class Controller:
         # The model first: an alias of a version registered in between is then seen at the next look.
         if self._mirror.read_model(name) is not None:
             self._mirror.read_changes(name)
-            deletions = [item for item in self._changes.get(name, ()) if isinstance(item, VersionDeletion)]
-            self._mirror.read_versions(name, {item.version for item in deletions})
+            self._mirror.read_versions(name, self._changed(name))
         return snapshot_of(self._mirror.get(name))
+
+    def _changed(self, name: str) -> set[int]:
+        """Versions whose stage was announced to have changed, those archived or deleted among them."""
+        found = self._mirror.get(name)
+        held = {} if found is None else found.versions
+        changes = [change for change in self._changes.get(name, ()) if not isinstance(change, AliasChange)]
+        left = {item.stage for item in changes if isinstance(item, StageChange) and item.archive_existing}
+        return {change.version for change in changes} | {item.version for item in held.values() if item.stage in left}
 
     def _settle(self, snapshot: AdapterSnapshot) -> int:
         """Bring one adapter in order; returns the number of writes made."""
         name = snapshot.name
         changes = tuple(self._changes.get(name, ()))
-        observed = self._memory.get(name, snapshot.observed)
+        observed = self._memory.get((name, snapshot.created_at), snapshot.observed)
         if self._announced and not is_explained(snapshot, observed, changes) and self._may_be_explained(name):
             return 0
         decision = decide(snapshot, observed, self._pods.states, changes, now=time.time())
@@ -196,7 +208,7 @@ class Controller:
         try:
             self._carry_out(name, decision, announced=bool(changes))
             self._forget(name)
-            self._memory[name] = decision.observed
+            self._memory[name, snapshot.created_at] = decision.observed
             return len(decision.actions) + self._remember(snapshot, decision)
         except RegistryUnavailable:
             raise
@@ -216,13 +228,15 @@ class Controller:
     def _carry_out(self, name: str, decision: Decision, *, announced: bool) -> None:
         if decision.entries and not announced:
             self._pods.nudge(name)
-        for kind in (SetAlias, SetStage, SetTag):
-            actions = [action for action in decision.actions if isinstance(action, kind)]
-            for action in actions:
-                self._apply(name, action)
+        moves = [action for action in decision.actions if not isinstance(action, SetTag)]
+        for action, following in zip_longest(moves, moves[1:]):
+            self._apply(name, action)
             # Pods follow aliases, and a stage may bring a withdrawn version back; tags are for people.
-            if actions and kind is not SetTag:
+            if following is None or (isinstance(action, SetAlias) and not isinstance(following, SetAlias)):
                 self._pods.nudge(name)
+        for tag in decision.actions:
+            if isinstance(tag, SetTag):
+                self._apply(name, tag)
 
     def _apply(self, name: str, action: Action) -> None:
         try:
@@ -232,7 +246,7 @@ class Controller:
                 case SetAlias(alias=alias, version=int(version)):
                     self._client.set_alias(name, alias, version)
                 case SetStage(version=version, stage=stage):
-                    self._client.transition_stage(name, version, stage)
+                    self._mirror.note_version(self._client.transition_stage(name, version, stage))
                 case SetTag(version=version, key=key, value=None):
                     self._client.delete_version_tag(name, version, key)
                     self._mirror.note_tag(name, version, key, None)
@@ -259,8 +273,9 @@ class Controller:
 
     def _forget(self, name: str) -> None:
         self._failed.discard(name)
-        for known in (self._memory, self._changes, self._doubts):
-            known.pop(name, None)
+        self._changes.pop(name, None)
+        self._doubts.pop(name, None)
+        self._memory = {key: observed for key, observed in self._memory.items() if key[0] != name}
 
 
 def run(settings: PlatformSettings, stop: threading.Event, *, interval_s: float = DEFAULT_INTERVAL_S) -> None:

@@ -197,18 +197,22 @@ def _move_live(
 
 
 def _writes(present: World, target: World) -> Iterator[Action]:
-    # Aliases before stages: pods follow aliases. `previous` before `live`, so that a crash in between
-    # leaves no moment at which the way back is lost.
-    for key, (_, wanted) in sorted(present.differences(target).items(), key=lambda item: _urgency(item[0])):
+    for key, (_, wanted) in sorted(present.differences(target).items(), key=_urgency):
         if key.startswith("stage:"):
             yield SetStage(int(key.removeprefix("stage:")), Stage(wanted or Stage.NONE))
         else:
             yield SetAlias(key, None if wanted is None else int(wanted))
 
 
-def _urgency(key: str) -> tuple[int, str]:
+def _urgency(difference: tuple[str, tuple[str | None, str | None]]) -> tuple[int, str]:
+    # What comes back into service first: once the alias leaves it, pods would take it for withdrawn. Then aliases,
+    # which pods follow, `previous` before `live`, so that a crash in between leaves no moment at which the way back
+    # is lost. Other stages last.
+    key, (found, _) = difference
+    if key.startswith("stage:"):
+        return (-1 if found == Stage.ARCHIVED else 9, key)
     order: list[str] = [Alias.CHAMPION, Alias.PREVIOUS, Alias.LIVE]
-    return (order.index(key) if key in order else len(order) + key.startswith("stage:"), key)
+    return (order.index(key) if key in order else len(order), key)
 
 
 def _serve_tags(

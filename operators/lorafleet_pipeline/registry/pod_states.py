@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from lorafleet_pipeline.exceptions import PromotionError
 from lorafleet_pipeline.registry.readiness import PodState
@@ -22,6 +22,7 @@ class PodStates:
                 for url in settings.pods
             ]
             self._closing = closing.pop_all()
+        self._secret = settings.webhook_secret
 
     def ask(self) -> list[PodState]:
         """The state of each, also of those that do not answer.
@@ -30,6 +31,13 @@ class PodStates:
             PromotionError: a pod does not take the admin token.
         """
         return [_state(client) for client in self._clients]
+
+    def nudge(self, name: str) -> None:
+        """Have each look at an adapter now."""
+        for client in self._clients:
+            # It looks by itself later, and what keeps it from answering is told as its state.
+            with suppress(PodError, PodUnreachable):
+                client.nudge(name, self._secret)
 
     def close(self) -> None:
         """Close the connections."""

@@ -49,6 +49,8 @@ class AdapterSnapshot:
     aliases: Mapping[str, int]
     versions: Mapping[int, VersionSnapshot]
     observed: Observed | None = None
+    created_at: int = 0
+    """When the model was made (unix ms): another one may have borne its name before."""
 
     @property
     def stages(self) -> dict[int, Stage]:
@@ -59,9 +61,7 @@ class AdapterSnapshot:
 def read_aliased(client: RegistryClient, name: str) -> AdapterSnapshot | None:
     """Look at one adapter and the versions behind its aliases; None where there is none of that name."""
     mirror = RegistryMirror(client)
-    model = mirror.read_model(name)
-    if model is not None:
-        mirror.read_versions(name, set(model.aliases.values()))
+    mirror.read_model(name)
     return snapshot_of(mirror.get(name))
 
 
@@ -89,7 +89,7 @@ def snapshot_of(found: MirroredModel | None) -> AdapterSnapshot | None:
         _logger.warning("registered model ignored: %s", error)
         return None
     aliases = {alias: number for alias, number in model.aliases.items() if number in held}
-    return AdapterSnapshot(model.name, aliases, held, _observed(model))
+    return AdapterSnapshot(model.name, aliases, held, _observed(model), model.created_at)
 
 
 def _observed(model: RegisteredModel) -> Observed | None:

@@ -24,6 +24,9 @@ _FIRST_LOOK_S = 0.1
 share the machine."""
 _FIRST_INTERVAL_S = 0.02
 _LAST_INTERVAL_S = 0.25
+_NUDGE_S = 0.5
+"""When to tell pods that have not followed: who told them may be a controller that looks only every few seconds, and
+of tags it tells them nothing."""
 _STALE_S = 3.0
 """How long a refusal that stood before the move may be an old one, which the pod is about to reconsider."""
 
@@ -56,7 +59,7 @@ class Takeover:
         """Before the move: learn which pods refuse the version already, so that a new refusal is known at once."""
         self._refused_before = {
             pod.url
-            for pod in self._ask()
+            for pod in self._connected().ask()
             if (report := self._report(pod)) is not None and report.state is ServeState.REFUSED
         }
 
@@ -68,27 +71,32 @@ class Takeover:
             PromotionTimeout: a pod did not take it in time.
         """
         began, interval_s = time.monotonic(), _FIRST_INTERVAL_S
+        is_nudged = False
         time.sleep(min(_FIRST_LOOK_S, limit_s))
         while True:
-            pods = [state for state in self._ask() if state.concerns(self._version)]
+            connected = self._connected()
+            pods = [state for state in connected.ask() if state.concerns(self._version)]
             states = {pod.url: self._describe(pod) for pod in pods}
             if on_progress is not None:
                 on_progress(states)
             if all(self._has_taken(pod) for pod in pods):
                 return tuple(pod.url for pod in pods)
             waited_s = time.monotonic() - began
+            if waited_s >= _NUDGE_S and not is_nudged:
+                connected.nudge(self._name)
+                is_nudged = True
             self._raise_refusals(pods, waited_s)
             if waited_s > limit_s:
                 raise PromotionTimeout(self._late(states, limit_s))
             time.sleep(interval_s)
             interval_s = min(interval_s * 1.5, _LAST_INTERVAL_S)
 
-    def _ask(self) -> list[PodState]:
+    def _connected(self) -> PodStates:
         if self._pods is None:
             from lorafleet_pipeline.registry.pod_states import PodStates
 
             self._pods = PodStates(self._settings)
-        return self._pods.ask()
+        return self._pods
 
     def _report(self, pod: PodState) -> VersionReport | None:
         return None if pod.error is not None else pod.version(self._name, self._version.version)

@@ -131,15 +131,12 @@ class RegistryWatcher:
         Raises:
             RegistryError: the registry is away or refuses.
         """
-        before = self._mirror.get(name)
         try:
-            model = self._mirror.read_model(check_adapter_name(name))
+            model = self._mirror.read_model(check_adapter_name(name), with_aliased=True)
         except InvalidName:
             model = None
         if model is None:
             return RegistryLook({}, name)
-        aliased_before = set() if before is None else set(before.model.aliases.values())
-        self._mirror.read_versions(name, aliased_before.union(model.aliases.values()))
         found = self._mirror.get(name)
         desired = None if found is None else self._desired(found)
         return RegistryLook({} if desired is None else {name: desired}, name)

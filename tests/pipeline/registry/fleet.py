@@ -44,9 +44,9 @@ class Fleet:
     registry: RegistryClient
     component: Component
 
-    def adapter(self, versions: int = 3, base_digest: str = BASE_DIGEST) -> str:
+    def adapter(self, versions: int = 3, base_digest: str = BASE_DIGEST, name: str | None = None) -> str:
         """A new adapter with some versions; its name."""
-        name = f"adapter-{uuid.uuid4().hex[:8]}"
+        name = name or f"adapter-{uuid.uuid4().hex[:8]}"
         self.mlflow.create_registered_model(name)
         for number in range(1, versions + 1):
             tags = {Tag.LORA_DIGEST.value: digest_of(number), Tag.LORA_BASE_DIGEST.value: base_digest}

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ from typing import Any, Self
 import pytest
 
 from lorafleet_contract.exceptions import RegistryError
+from lorafleet_contract.registry import RegistryClient
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.registry.actor import Actor, How
 from lorafleet_pipeline.registry.change import AliasChange
@@ -114,6 +116,55 @@ def test_unreachable_audit_log_holds_up_no_promotion_and_loses_no_entry(managed:
     with running(managed.settings):
         eventually(lambda: Tag.CONTROLLER_OBSERVED in managed.registry.get_model(name).tags, "the log written")
     assert ("champion", "2") in [(entry.what, entry.after) for entry in managed.audit(name)]
+
+
+def test_what_it_wrote_itself_is_no_news_to_it_however_the_registrys_clock_goes(
+    managed: Fleet, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = managed.adapter()
+    managed.set_alias(name, "champion", 1)
+    controller = beside()
+    controller.run_once()
+    # Nothing that changes from now on is dated late enough to be read again.
+    monkeypatch.setattr(RegistryClient, "search_changed_versions", lambda *_: [])
+    managed.set_alias(name, "champion", 2)
+    for _ in range(2):
+        controller.run_once()
+    assert managed.aliases(name)["champion"] == 2
+    assert managed.stages(name) == {1: "None", 2: "Production", 3: "None"}
+
+
+def _is_live_after_a_pass(managed: Fleet, controller: Controller, name: str, version: int) -> bool:
+    controller.run_once()
+    return managed.aliases(name).get("live") == version
+
+
+def test_memory_of_a_model_does_not_pass_to_another_of_its_name(managed: Fleet, beside: Beside) -> None:
+    name = managed.adapter()
+    controller = beside()
+    for version in (2, 3):
+        managed.set_alias(name, "champion", version)
+        eventually(partial(_is_live_after_a_pass, managed, controller, name, version), f"version {version} live")
+    assert managed.aliases(name) == {"champion": 3, "live": 3, "previous": 2}
+    managed.mlflow.delete_registered_model(name)
+    managed.adapter(name=name)
+    managed.set_alias(name, "champion", 1)
+    controller.run_once()
+    assert {alias: number for alias, number in managed.aliases(name).items() if number != 1} == {}
+
+
+def test_model_of_others_whose_name_cannot_be_searched_for_holds_nobody_up(managed: Fleet, beside: Beside) -> None:
+    managed.mlflow.create_registered_model("somebody's")
+    name = managed.adapter()
+    controller = beside()
+    controller.run_once()
+    controller._leads.set()
+    controller.announce("somebody's", None)
+    controller.announce(name, None)
+    managed.set_alias(name, "champion", 1)
+    controller._look(controller._next(0.0))
+    assert managed.stages(name)[1] == "Production"
+    managed.mlflow.delete_registered_model("somebody's")
 
 
 def test_edited_memory_is_written_anew(managed: Fleet, beside: Beside) -> None:

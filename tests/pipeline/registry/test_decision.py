@@ -10,7 +10,7 @@ from lorafleet_contract.states import ServeState
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.registry.actor import Actor, How
 from lorafleet_pipeline.registry.change import AliasChange, Change, StageChange, VersionDeletion
-from lorafleet_pipeline.registry.decision import is_explained
+from lorafleet_pipeline.registry.decision import SetAlias, SetStage, SetTag, is_explained
 from lorafleet_pipeline.registry.readiness import PodState
 from tests.pipeline.registry.registry_model import RegistryModel
 
@@ -129,6 +129,16 @@ def test_live_waits_for_every_pod() -> None:
     assert model.aliases == {"champion": 2, "live": 2}
     assert model.tag(2, Tag.SERVE_STATE) == "ready"
     assert model.tag(2, Tag.SERVE_PROMOTED_AT) is not None
+
+
+def test_what_an_archiving_promotion_displaced_is_back_in_service_before_the_alias_leaves_it() -> None:
+    model = RegistryModel()
+    model.make(alias("champion", 1))
+    model.control()
+    promotion = stage(2, P, archive_existing=True)
+    model.make(promotion)
+    moves = [action for action in model.control(promotion).actions if not isinstance(action, SetTag)]
+    assert moves == [SetStage(1, N), SetAlias("champion", 2)]
 
 
 def test_previous_is_the_live_before_and_a_rollback_swaps_them() -> None:

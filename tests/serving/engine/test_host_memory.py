@@ -31,5 +31,23 @@ def test_what_a_container_leaves_counts_where_it_is_less_than_the_machine_has(
         assert available_memory(meminfo, tmp_path) == expected
 
 
+@pytest.mark.parametrize(
+    ("limit", "used", "stat", "prefix"),
+    [
+        ("memory.max", "memory.current", "memory.stat", ""),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
+    ],
+)
+def test_cached_files_do_not_count_as_used(
+    tmp_path: Path, meminfo: Path, limit: str, used: str, stat: str, prefix: str
+) -> None:
+    (tmp_path / limit).parent.mkdir(exist_ok=True)
+    (tmp_path / limit).write_text(f"{4 * GIB}\n")
+    (tmp_path / used).write_text(f"{4 * GIB}\n")
+    held = {"anon": GIB, f"{prefix}active_file": GIB, f"{prefix}inactive_file": GIB // 2}
+    (tmp_path / stat).write_text("".join(f"{name} {size}\n" for name, size in held.items()))
+    assert available_memory(meminfo, tmp_path) == GIB + GIB // 2
+
+
 def test_it_is_what_this_machine_has() -> None:
     assert 0 < available_memory() <= psutil.virtual_memory().total
