@@ -120,6 +120,12 @@ def add_products(_: Any, sums: Any, left: Any, right: Any) -> Any:
 
 
 @intrinsic
+def add_sums(_: Any, left: Any, right: Any) -> Any:
+    """left[i] + right[i]"""
+    return _sums(left, right), _emitted(lambda builder, arguments: builder.fadd(*arguments))
+
+
+@intrinsic
 def total(_: Any, sums: Any) -> Any:
     """The sum of the sums."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorafleet_serving.kernels.cpu import int8, nf4
+from lorafleet_serving.kernels.cpu import int8, nf4, panels
 from lorafleet_serving.kernels.cpu.element import TAGS
 from lorafleet_serving.kernels.nf4 import BLOCK_SIZE, Nf4Weight
 from lorafleet_serving.kernels.packed_weight import PackedWeight
@@ -20,20 +20,28 @@ _PACKED_FOR_ROWS = 32
 """Rows that oneDNN's layout is chosen for; it serves one row, and a thousand, as well."""
 _FEW_ROWS = 3
 """Rows up to which the compiled products are faster than oneDNN's, for they read less and compute more slowly."""
+_FEW_PANEL_ROWS = 4
+"""The same for bf16, of which they read as much, and faster."""
 
 
 class OneDnnWeight(NamedTuple):
     """A weight in oneDNN's own layout, which saves it the rearranging at each call."""
 
     packed: Tensor
+    out_features: int
+    panels: int
+    """Address of the packed weight where it lies as `cpu.panels` wants it, else 0."""
 
     @classmethod
     def of(cls, weight: Tensor) -> OneDnnWeight:
         """Rearrange [out_features, in_features]."""
-        return cls(torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR_ROWS))
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR_ROWS)
+        return cls(packed, weight.shape[0], panels.address_of(packed, weight))
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """One matrix product."""
+        """Compiled, or through oneDNN."""
+        if self.panels and x.shape[0] <= _FEW_PANEL_ROWS:
+            return _multiply(panels.linear, x, self.out_features, (self.panels,), bias)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "none", [], "")
         return y
 
@@ -48,7 +56,9 @@ class PackedInt8(NamedTuple):
         """Compiled, or through oneDNN."""
         if x.shape[0] > _FEW_ROWS:
             return self.dense.linear(x, bias)
-        return _multiply(int8.linear, x, self.weight.codes, (self.weight.scales, self.weight.input_scales), bias)
+        codes, scales, input_scales, _ = self.weight
+        addresses = (codes.data_ptr(), scales.data_ptr(), input_scales.data_ptr())
+        return _multiply(int8.linear, x, codes.shape[0], addresses, bias)
 
 
 class PackedInt4(NamedTuple):
@@ -86,7 +96,7 @@ class PackedNf4(NamedTuple):
         """Compiled, or through oneDNN."""
         if x.shape[0] > _FEW_ROWS:
             return F.linear(x, self._dense(x), bias)
-        return _multiply(nf4.linear, x, self.codes, (self.scales,), bias)
+        return _multiply(nf4.linear, x, self.codes.shape[0], (self.codes.data_ptr(), self.scales.data_ptr()), bias)
 
     def _dense(self, x: Tensor) -> Tensor:
         out_features, in_features = self.codes.shape[0], x.shape[1]
@@ -97,17 +107,12 @@ class PackedNf4(NamedTuple):
 
 
 def _multiply(
-    product: Callable[..., None], x: Tensor, codes: Tensor, scales: Sequence[Tensor], bias: Tensor | None
+    product: Callable[..., None], x: Tensor, out_features: int, weight: Sequence[int], bias: Tensor | None
 ) -> Tensor:
-    (num_rows, in_features), out_features = x.shape, codes.shape[0]
+    num_rows, in_features = x.shape
     y = x.new_empty(num_rows, out_features)
     product(
-        *(TAGS[x.dtype], x.data_ptr(), codes.data_ptr(), *(part.data_ptr() for part in scales)),
-        *(
-            0 if bias is None else bias.data_ptr(),
-            y.data_ptr(),
-            (num_rows, in_features, out_features),
-            numba.get_num_threads(),
-        ),
+        *(TAGS[x.dtype], x.data_ptr(), *weight, 0 if bias is None else bias.data_ptr(), y.data_ptr()),
+        *((num_rows, in_features, out_features), numba.get_num_threads()),
     )
     return y
