@@ -1,19 +1,42 @@
 """Linear layers of few rows with weights of 8 bits: y = scales * ((x * input_scales) codes.T) + bias.
 
-What takes the time is reading the weights, so they are read once for all rows, each core a part of the outputs, and
-one output behind the other: that is the order in which memory is read fastest.
+What takes the time is reading the weights, so they are read once for all rows, each core a part of the outputs. They
+lie in panels of 32 outputs, one input behind the other: that is the order in which they are read, and sums belong to
+outputs, so that none has to be taken across a vector.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import prange
+from torch import Tensor
+from torch.nn import functional as F
 
-from lorafleet_serving.kernels.cpu.dot import dot, widened
-from lorafleet_serving.kernels.cpu.element import Tag, compiled, compiled_parallel, matrix, narrow, widen
+from lorafleet_serving.kernels.cpu.dot import widened
+from lorafleet_serving.kernels.cpu.element import Tag, compiled, compiled_parallel, matrix, narrow, prefetch, widen
+from lorafleet_serving.kernels.cpu.lanes import (
+    NUM_SUMS,
+    add_product,
+    add_sums,
+    load_codes,
+    no_sums,
+    repeated,
+    store_sums,
+)
 
+_PANEL_OUTPUTS = 2 * NUM_SUMS
+_AHEAD = 4096
+"""Codes by which they are sent for before they are read: to widen them takes too long for a processor to see so far."""
 _CODE = np.int8(0)
 """Tag of the codes."""
+
+
+def panels_of(codes: Tensor) -> Tensor:
+    """Bring [out_features, in_features] into panels, [num_panels, in_features, 32]; zeros fill the last."""
+    filled = F.pad(codes, (0, 0, 0, -codes.shape[0] % _PANEL_OUTPUTS))
+    return filled.view(-1, _PANEL_OUTPUTS, codes.shape[1]).transpose(1, 2).contiguous()
 
 
 @compiled_parallel
@@ -33,7 +56,7 @@ def linear(
     Args:
         tag: format of x, bias and y; scales are fp32.
         x: address of [num_rows, in_features].
-        codes: address of [out_features, in_features], int8.
+        codes: address of what `panels_of` gave.
         scales: address of [out_features].
         input_scales: address of [in_features].
         bias: address of [out_features]; 0 adds none.
@@ -42,7 +65,8 @@ def linear(
         num_parts: parts that the outputs are computed in at the same time.
     """
     for part in prange(num_parts):
-        first, last = shape[2] * part // num_parts, shape[2] * (part + 1) // num_parts
+        num_panels = (shape[2] + _PANEL_OUTPUTS - 1) // _PANEL_OUTPUTS
+        first, last = num_panels * part // num_parts, num_panels * (part + 1) // num_parts
         _linear_part(tag, x, codes, scales, input_scales, bias, y, shape, first, last)
 
 
@@ -65,14 +89,37 @@ def _linear_part(
     for row in range(num_rows):
         for k in range(in_features):
             wide[row, k] *= input_scale[k]
-    weight = matrix(codes, out_features, in_features, _CODE)
+    weight = matrix(codes, last, in_features * _PANEL_OUTPUTS, _CODE)
     scale = matrix(scales, 1, out_features, np.float32(0))[0]
     target = matrix(y, num_rows, out_features, tag)
     # Without a bias this is an address of y, which is not read.
     offset = matrix(bias if bias else y, 1, out_features, tag)[0]
-    for out in range(first, last):
+    totals = np.empty(_PANEL_OUTPUTS, dtype=np.float32)
+    for panel in range(first, last):
+        start = panel * _PANEL_OUTPUTS
         for row in range(num_rows):
-            total = dot(wide[row], weight[out]) * scale[out]
-            if bias:
-                total += widen(offset[out])
-            target[row, out] = narrow(total, tag)
+            _panel(wide[row], weight[panel], totals)
+            for k in range(min(_PANEL_OUTPUTS, out_features - start)):
+                total = totals[k] * scale[start + k]
+                if bias:
+                    total += widen(offset[start + k])
+                target[row, start + k] = narrow(total, tag)
+
+
+@compiled
+def _panel(x: Any, codes: Any, totals: Any) -> None:
+    """totals = x codes.T; even and odd inputs apart, so that no sum waits for the one before."""
+    low_even = high_even = low_odd = high_odd = no_sums()
+    for k in range(0, x.shape[0] - 1, 2):
+        even, odd, at = repeated(x[k]), repeated(x[k + 1]), k * _PANEL_OUTPUTS
+        prefetch(codes, at + _AHEAD)
+        low_even = add_product(low_even, even, load_codes(codes, at))
+        high_even = add_product(high_even, even, load_codes(codes, at + NUM_SUMS))
+        low_odd = add_product(low_odd, odd, load_codes(codes, at + 2 * NUM_SUMS))
+        high_odd = add_product(high_odd, odd, load_codes(codes, at + 3 * NUM_SUMS))
+    if x.shape[0] % 2:
+        last, at = repeated(x[x.shape[0] - 1]), (x.shape[0] - 1) * _PANEL_OUTPUTS
+        low_even = add_product(low_even, last, load_codes(codes, at))
+        high_even = add_product(high_even, last, load_codes(codes, at + NUM_SUMS))
+    store_sums(totals, 0, add_sums(low_even, low_odd))
+    store_sums(totals, NUM_SUMS, add_sums(high_even, high_odd))

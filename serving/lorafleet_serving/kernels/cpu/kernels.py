@@ -101,7 +101,7 @@ class CpuKernels:
     def pack(self, weight: Weight) -> PackedWeight:
         """In the layout of the product that is fastest for the form."""
         if isinstance(weight, Int8Weight):
-            return PackedInt8(weight, self._pack_dense(weight.dense()))
+            return PackedInt8.of(weight, self._pack_dense(weight.dense()))
         if isinstance(weight, Int4Weight):
             return PackedInt4.of(weight)
         if isinstance(weight, Nf4Weight):

@@ -1,7 +1,8 @@
-"""Vectors of a processor that multiplies pairs of bf16 (AVX512-BF16), for compiled operators.
+"""Vectors of sixteen sums in fp32, for compiled operators whose loops no compiler makes vectors of by itself.
 
-The instruction takes two vectors of 32 elements, multiplies them, and adds the products of neighbours to 16 sums in
-fp32: nothing is widened first, and it does the work of two. No compiler makes it of a loop.
+Any processor adds products to them. One that multiplies pairs of bf16 (AVX512-BF16) takes two vectors of 32 elements,
+multiplies them, and adds the products of neighbours to the sums: nothing is widened first, and one instruction does the
+work of two.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ _PAIRS_IR = ir.VectorType(_BFloat(), NUM_ELEMENTS)
 _HALF_IR = ir.VectorType(_BFloat(), NUM_SUMS)
 _HALF_BITS_IR = ir.VectorType(ir.IntType(16), NUM_SUMS)
 _BITS_IR = ir.VectorType(ir.IntType(32), NUM_SUMS)
+_CODES_IR = ir.VectorType(ir.IntType(8), NUM_SUMS)
 _LOW, _HIGH = range(NUM_SUMS), range(NUM_SUMS, NUM_ELEMENTS)
 
 _sums, _pairs = _SumsType("Sums"), _PairsType("Pairs")
@@ -76,11 +78,50 @@ def no_sums(_: Any) -> Any:
 
 
 @intrinsic
+def load_codes(_: Any, row: Any, first: Any) -> Any:
+    """Elements `first` to `first + 15` of a one-dimensional array of int8."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        codes = builder.load(_place(context, builder, signature, arguments, _CODES_IR), align=1)
+        return builder.sitofp(builder.sext(codes, _BITS_IR), _SUMS_IR)
+
+    return _sums(row, first), generate
+
+
+@intrinsic
+def store_sums(_: Any, row: Any, first: Any, sums: Any) -> Any:
+    """Write elements `first` to `first + 15` of a one-dimensional array of fp32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[2], _place(context, builder, signature, arguments, _SUMS_IR), align=4)
+        return context.get_dummy_value()
+
+    return types.void(row, first, sums), generate
+
+
+@intrinsic
+def repeated(_: Any, value: Any) -> Any:
+    """One value in fp32 sixteen times."""
+    return _sums(types.float32), _emitted(lambda builder, arguments: _repeated(builder, arguments[0], _SUMS_IR))
+
+
+@intrinsic
+def add_product(_: Any, sums: Any, left: Any, right: Any) -> Any:
+    """sums[i] + left[i] right[i]"""
+
+    def emit(builder: Any, arguments: Sequence[Any]) -> Any:
+        sums, left, right = arguments
+        return builder.fadd(sums, builder.fmul(left, right, flags=("contract",)), flags=("contract",))
+
+    return _sums(sums, left, right), _emitted(emit)
+
+
+@intrinsic
 def load_pairs(_: Any, row: Any, first: Any) -> Any:
     """Elements `first` to `first + 31` of a one-dimensional array of bf16."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(_place(context, builder, signature, arguments), align=2)
+        return builder.load(_place(context, builder, signature, arguments, _PAIRS_IR), align=2)
 
     return _pairs(row, first), generate
 
@@ -90,7 +131,7 @@ def store_pairs(_: Any, row: Any, first: Any, pairs: Any) -> Any:
     """Write elements `first` to `first + 31` of a one-dimensional array of bf16."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.store(arguments[2], _place(context, builder, signature, arguments), align=2)
+        builder.store(arguments[2], _place(context, builder, signature, arguments, _PAIRS_IR), align=2)
         return context.get_dummy_value()
 
     return types.void(row, first, pairs), generate
@@ -101,8 +142,7 @@ def repeated_pair(_: Any, word: Any) -> Any:
     """One pair, the bits of both in a uint32, sixteen times."""
 
     def emit(builder: Any, arguments: Sequence[Any]) -> Any:
-        single = builder.insert_element(ir.Constant(_BITS_IR, ir.Undefined), arguments[0], ir.IntType(32)(0))
-        return builder.bitcast(_shuffled(builder, single, single, [0] * NUM_SUMS), _PAIRS_IR)
+        return builder.bitcast(_repeated(builder, arguments[0], _BITS_IR), _PAIRS_IR)
 
     return _pairs(types.uint32), _emitted(emit)
 
@@ -172,9 +212,14 @@ def narrowed(_: Any, low: Any, high: Any) -> Any:
     return _pairs(low, high), _emitted(emit)
 
 
-def _place(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def _place(context: Any, builder: Any, signature: Any, arguments: Any, kind: Any) -> Any:
     data = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0]).data
-    return builder.bitcast(builder.gep(data, [arguments[1]]), _PAIRS_IR.as_pointer())
+    return builder.bitcast(builder.gep(data, [arguments[1]]), kind.as_pointer())
+
+
+def _repeated(builder: Any, value: Any, kind: Any) -> Any:
+    single = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0))
+    return _shuffled(builder, single, single, [0] * NUM_SUMS)
 
 
 def _interleaved(builder: Any, arguments: Sequence[Any], places: range) -> Any:

@@ -49,16 +49,22 @@ class OneDnnWeight(NamedTuple):
 class PackedInt8(NamedTuple):
     """Codes for few rows, and the weight that they stand for, in the model's format, for many."""
 
-    weight: Int8Weight
+    panels: Tensor
+    scales: Tensor
+    input_scales: Tensor
     dense: PackedWeight
+
+    @classmethod
+    def of(cls, weight: Int8Weight, dense: PackedWeight) -> PackedInt8:
+        """Bring the codes into panels."""
+        return cls(int8.panels_of(weight.codes), weight.scales, weight.input_scales, dense)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Compiled, or through oneDNN."""
         if x.shape[0] > _FEW_ROWS:
             return self.dense.linear(x, bias)
-        codes, scales, input_scales, _ = self.weight
-        addresses = (codes.data_ptr(), scales.data_ptr(), input_scales.data_ptr())
-        return _multiply(int8.linear, x, codes.shape[0], addresses, bias)
+        addresses = (self.panels.data_ptr(), self.scales.data_ptr(), self.input_scales.data_ptr())
+        return _multiply(int8.linear, x, self.scales.shape[0], addresses, bias)
 
 
 class PackedInt4(NamedTuple):
