@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numba
@@ -24,24 +24,52 @@ _FEW_PANEL_ROWS = 4
 """The same for bf16, of which they read as much, and faster."""
 
 
+class CompiledProduct(NamedTuple):
+    """A compiled product with its weight, which no call has to look up again."""
+
+    function: Callable[..., None]
+    weight: tuple[Tensor, ...]
+    """What lies at the addresses."""
+    addresses: tuple[int, ...]
+    out_features: int
+    num_parts: int
+
+    @classmethod
+    def of(cls, function: Callable[..., None], weight: tuple[Tensor, ...], out_features: int) -> CompiledProduct:
+        """A product that takes the addresses of its weight's tensors, and one part of the outputs for each thread."""
+        addresses = tuple(tensor.data_ptr() for tensor in weight)
+        return cls(function, weight, addresses, out_features, numba.get_num_threads())
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """y = x W.T + bias"""
+        num_rows, in_features = x.shape
+        y = x.new_empty(num_rows, self.out_features)
+        self.function(
+            *(TAGS[x.dtype], x.data_ptr(), *self.addresses, 0 if bias is None else bias.data_ptr(), y.data_ptr()),
+            *((num_rows, in_features, self.out_features), self.num_parts),
+        )
+        return y
+
+
 class OneDnnWeight(NamedTuple):
     """A weight in oneDNN's own layout, which saves it the rearranging at each call."""
 
     packed: Tensor
-    out_features: int
-    panels: int
-    """Address of the packed weight where it lies as `cpu.panels` wants it, else 0."""
+    few_rows: CompiledProduct | None
+    """What multiplies few rows, where the packed weight lies as it wants it."""
 
     @classmethod
     def of(cls, weight: Tensor) -> OneDnnWeight:
         """Rearrange [out_features, in_features]."""
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR_ROWS)
-        return cls(packed, weight.shape[0], panels.address_of(packed, weight))
+        address, num_parts = panels.address_of(packed, weight), numba.get_num_threads()
+        product = CompiledProduct(panels.linear, (packed,), (address,), weight.shape[0], num_parts)
+        return cls(packed, product if address else None)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Compiled, or through oneDNN."""
-        if self.panels and x.shape[0] <= _FEW_PANEL_ROWS:
-            return _multiply(panels.linear, x, self.out_features, (self.panels,), bias)
+        if self.few_rows is not None and x.shape[0] <= _FEW_PANEL_ROWS:
+            return self.few_rows(x, bias)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "none", [], "")
         return y
 
@@ -49,22 +77,18 @@ class OneDnnWeight(NamedTuple):
 class PackedInt8(NamedTuple):
     """Codes for few rows, and the weight that they stand for, in the model's format, for many."""
 
-    panels: Tensor
-    scales: Tensor
-    input_scales: Tensor
+    few_rows: CompiledProduct
     dense: PackedWeight
 
     @classmethod
     def of(cls, weight: Int8Weight, dense: PackedWeight) -> PackedInt8:
         """Bring the codes into panels."""
-        return cls(int8.panels_of(weight.codes), weight.scales, weight.input_scales, dense)
+        parts = (int8.panels_of(weight.codes), weight.scales, weight.input_scales)
+        return cls(CompiledProduct.of(int8.linear, parts, weight.codes.shape[0]), dense)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Compiled, or through oneDNN."""
-        if x.shape[0] > _FEW_ROWS:
-            return self.dense.linear(x, bias)
-        addresses = (self.panels.data_ptr(), self.scales.data_ptr(), self.input_scales.data_ptr())
-        return _multiply(int8.linear, x, self.scales.shape[0], addresses, bias)
+        return self.few_rows(x, bias) if x.shape[0] <= _FEW_ROWS else self.dense.linear(x, bias)
 
 
 class PackedInt4(NamedTuple):
@@ -88,37 +112,21 @@ class PackedInt4(NamedTuple):
 class PackedNf4(NamedTuple):
     """Two codes to a byte. For many rows the weight is written out each time, which costs them little."""
 
-    codes: Tensor
-    """[out_features, in_features / 2] as `cpu.nf4` wants them"""
-    scales: Tensor
+    few_rows: CompiledProduct
 
     @classmethod
     def of(cls, weight: Nf4Weight) -> PackedNf4:
-        """Put the code of a weight beside that of the weight half a block later."""
+        """Put the code of a weight beside that of the weight half a block later, as `cpu.nf4` wants them."""
         upper, lower = weight.codes.view(weight.codes.shape[0], -1, 2, BLOCK_SIZE // 2).unbind(2)
-        return cls((upper << 4 | lower).flatten(1), weight.scales)
+        codes = (upper << 4 | lower).flatten(1)
+        return cls(CompiledProduct.of(nf4.linear, (codes, weight.scales), codes.shape[0]))
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Compiled, or through oneDNN."""
-        if x.shape[0] > _FEW_ROWS:
-            return F.linear(x, self._dense(x), bias)
-        return _multiply(nf4.linear, x, self.codes.shape[0], (self.codes.data_ptr(), self.scales.data_ptr()), bias)
+        return self.few_rows(x, bias) if x.shape[0] <= _FEW_ROWS else F.linear(x, self._dense(x), bias)
 
     def _dense(self, x: Tensor) -> Tensor:
-        out_features, in_features = self.codes.shape[0], x.shape[1]
-        weight = x.new_empty(out_features, in_features)
-        addresses = (self.codes.data_ptr(), self.scales.data_ptr(), weight.data_ptr())
-        nf4.dense(TAGS[x.dtype], *addresses, in_features, out_features, numba.get_num_threads())
+        _, _, addresses, out_features, num_parts = self.few_rows
+        weight = x.new_empty(out_features, x.shape[1])
+        nf4.dense(TAGS[x.dtype], *addresses, weight.data_ptr(), x.shape[1], out_features, num_parts)
         return weight
-
-
-def _multiply(
-    product: Callable[..., None], x: Tensor, out_features: int, weight: Sequence[int], bias: Tensor | None
-) -> Tensor:
-    num_rows, in_features = x.shape
-    y = x.new_empty(num_rows, out_features)
-    product(
-        *(TAGS[x.dtype], x.data_ptr(), *weight, 0 if bias is None else bias.data_ptr(), y.data_ptr()),
-        *((num_rows, in_features, out_features), numba.get_num_threads()),
-    )
-    return y

@@ -25,7 +25,7 @@ def test_few_rows_are_multiplied_as_torch_does(
     weight = (0.2 * torch.randn(out_features, in_features)).bfloat16()
     bias = torch.randn(out_features).bfloat16() if is_biased else None
     packed = OneDnnWeight.of(weight)
-    assert packed.panels
+    assert packed.few_rows is not None
     x = torch.randn(num_rows, in_features).bfloat16()
     exact = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
     # Half a unit in the last of eight bits, and what fp32 sums lose.
@@ -53,7 +53,7 @@ def test_what_is_not_finite_stays_so() -> None:
 def test_a_shape_that_does_not_lie_in_panels_is_left_to_onednn(out_features: int, in_features: int) -> None:
     weight = torch.randn(out_features, in_features).bfloat16()
     packed = OneDnnWeight.of(weight)
-    assert packed.panels == 0
+    assert packed.few_rows is None
     x = torch.randn(2, in_features).bfloat16()
     torch.testing.assert_close(packed.linear(x, None), torch.nn.functional.linear(x, weight), rtol=2e-2, atol=2e-1)
 
