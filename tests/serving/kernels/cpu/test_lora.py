@@ -127,7 +127,8 @@ _ELSEWHERE = """
 import pytest, sys
 from lorafleet_serving.kernels.cpu.lanes import HAS_PAIR_PRODUCTS
 assert not HAS_PAIR_PRODUCTS
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "large_ranks or not_finite or nothing_to_add", sys.argv[1]]))
+chosen = "large_ranks or not_finite or nothing_to_add"
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", chosen, sys.argv[1]]))
 """
 
 
