@@ -30,6 +30,21 @@ from tests.benchmarks.perplexity import measure_perplexity
 
 NUM_SEQS = 32
 NUM_TOKENS = 32
+RATIOS = {
+    "base_to_bound": ("ours.base", "bound.batch"),
+    "base_to_transformers": ("ours.base", "transformers.base"),
+    "adapters_8_to_bound": ("ours.adapters_8", "bound.batch"),
+    "adapters_8_to_base": ("ours.adapters_8", "ours.base"),
+    "adapters_25_to_base": ("ours.adapters_25", "ours.base"),
+    "adapters_8_to_peft": ("ours.adapters_8", "peft.adapters_8"),
+    "single_adapter_to_bound": ("ours.single_adapter", "bound.single"),
+    "int8_single_to_single": ("ours.int8_single", "ours.single_base"),
+    "int8_batch_to_base": ("ours.int8_batch", "ours.base"),
+    "prefill_adapter_to_base": ("ours.prefill_adapter", "ours.prefill_base"),
+    "prefill_base_to_transformers": ("ours.prefill_base", "transformers.prefill"),
+}
+"""What is told as a ratio: of the two in one round, then the median of the rounds, since other tenants of a machine may
+take half of its speed for minutes."""
 LONG_PROMPT = tuple(7 * i % 40000 + 100 for i in range(1024))
 
 Report = Callable[[str], None]
@@ -47,7 +62,8 @@ class LoadPlan:
 def measure(model: Path, repeats: int, load: LoadPlan, report: Report) -> dict[str, float]:
     """Run the benchmark and return its flat map of results.
 
-    Decoding is in tokens per second, medians, with the `.spread` of each; loads are as `load.Timings` has them.
+    Decoding is in tokens per second, medians, with the `.spread` of each, likewise each of `RATIOS`; loads are as
+    `load.Timings` has them.
     """
     from transformers.utils import logging
 
@@ -63,6 +79,8 @@ def measure(model: Path, repeats: int, load: LoadPlan, report: Report) -> dict[s
                 runs.setdefault(name, []).append(run())
             report(f"round {repeat + 1}: " + ", ".join(f"{name} {values[-1]:.0f}" for name, values in runs.items()))
         results: dict[str, float] = {}
+        for name, (above, below) in RATIOS.items():
+            runs[f"ratio.{name}"] = [one / other for one, other in zip(runs[above], runs[below], strict=True)]
         for name, values in runs.items():
             results[name] = statistics.median(values)
             results[f"{name}.spread"] = (max(values) - min(values)) / results[name]
