@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from lorafleet_contract.exceptions import RegistryNotFound
 from lorafleet_contract.registry import ModelVersion, RegisteredModel, RegistryClient
 
+FULL_LOOK_EVERY = 15
+"""Looks of a follower after which one reads everything again."""
 _OVERLAP_MS = 10_000
 """How far behind a change that was seen a later one may be dated: it may be committed late, or by a server whose clock
 is behind."""

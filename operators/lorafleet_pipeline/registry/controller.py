@@ -16,7 +16,7 @@ from itertools import zip_longest
 
 from lorafleet_contract.aliases import STAGE_ALIASES
 from lorafleet_contract.exceptions import RegistryError, RegistryNotFound, RegistryUnavailable
-from lorafleet_contract.mirror import RegistryMirror
+from lorafleet_contract.mirror import FULL_LOOK_EVERY, RegistryMirror
 from lorafleet_contract.names import is_adapter_name
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.registry.actor import controller_registry
@@ -35,8 +35,6 @@ from lorafleet_pipeline.storage import Storage
 _logger = logging.getLogger(__name__)
 
 _JITTER = 0.2
-_FULL_LOOK_EVERY = 15
-"""Looks after which one reads every version again, which tells of deletions and of tags nobody announced."""
 _STOP_CHECK_S = 0.2
 _DOUBT_S = 1.0
 """How long after the last announcement an unexplained difference may wait for the one that explains it."""
@@ -64,7 +62,7 @@ class Controller:
         announced: bool,
     ) -> None:
         self._client = controller_registry(settings)
-        self._mirror = RegistryMirror(self._client, interval_s * _FULL_LOOK_EVERY)
+        self._mirror = RegistryMirror(self._client, interval_s * FULL_LOOK_EVERY)
         self._audit = AuditWriter(AuditLog(Storage(settings.s3), settings.audit_url))
         self._lock_path = settings.home / LOCK_FILE
         self._interval_s = interval_s

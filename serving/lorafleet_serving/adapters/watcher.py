@@ -18,7 +18,7 @@ from functools import partial
 
 from lorafleet_contract.aliases import Alias, Stage
 from lorafleet_contract.exceptions import ContractError, InvalidName
-from lorafleet_contract.mirror import MirroredModel, RegistryMirror
+from lorafleet_contract.mirror import FULL_LOOK_EVERY, MirroredModel, RegistryMirror
 from lorafleet_contract.names import check_adapter_name
 from lorafleet_contract.registry import ModelVersion, RegistryClient
 from lorafleet_contract.tags import Tag
@@ -27,8 +27,6 @@ _logger = logging.getLogger(__name__)
 
 _JITTER = 0.2
 """Share of the interval by which looks of many pods drift apart."""
-_FULL_LOOK_EVERY = 15
-"""Looks after which one reads every version again, which tells of deletions and of tags nobody announced."""
 _SERVE_TAG_PREFIX = "serve."
 
 
@@ -91,7 +89,7 @@ class RegistryWatcher:
         on_look: Callable[[RegistryLook], None],
         on_error: Callable[[str], None],
     ) -> None:
-        self._mirror = RegistryMirror(client, interval_s * _FULL_LOOK_EVERY)
+        self._mirror = RegistryMirror(client, interval_s * FULL_LOOK_EVERY)
         self._base_digest = base_digest
         self._interval_s = interval_s
         self._on_look = on_look

@@ -91,12 +91,7 @@ def load_codes(_: Any, row: Any, first: Any) -> Any:
 @intrinsic
 def store_sums(_: Any, row: Any, first: Any, sums: Any) -> Any:
     """Write elements `first` to `first + 15` of a one-dimensional array of fp32."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.store(arguments[2], _place(context, builder, signature, arguments, _SUMS_IR), align=4)
-        return context.get_dummy_value()
-
-    return types.void(row, first, sums), generate
+    return types.void(row, first, sums), _storing(_SUMS_IR, align=4)
 
 
 @intrinsic
@@ -129,12 +124,7 @@ def load_pairs(_: Any, row: Any, first: Any) -> Any:
 @intrinsic
 def store_pairs(_: Any, row: Any, first: Any, pairs: Any) -> Any:
     """Write elements `first` to `first + 31` of a one-dimensional array of bf16."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.store(arguments[2], _place(context, builder, signature, arguments, _PAIRS_IR), align=2)
-        return context.get_dummy_value()
-
-    return types.void(row, first, pairs), generate
+    return types.void(row, first, pairs), _storing(_PAIRS_IR, align=2)
 
 
 @intrinsic
@@ -210,6 +200,14 @@ def narrowed(_: Any, low: Any, high: Any) -> Any:
         return _shuffled(builder, low, high, [*_LOW, *_HIGH])
 
     return _pairs(low, high), _emitted(emit)
+
+
+def _storing(kind: Any, align: int) -> Callable[[Any, Any, Any, Any], Any]:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[2], _place(context, builder, signature, arguments, kind), align=align)
+        return context.get_dummy_value()
+
+    return generate
 
 
 def _place(context: Any, builder: Any, signature: Any, arguments: Any, kind: Any) -> Any:
