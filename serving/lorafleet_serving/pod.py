@@ -266,7 +266,8 @@ class Pod:
         """Once caught up the pod stays so, until the engine dies: a later promotion loads beside."""
         seen = self.config.registry is None or self.synced_at is not None
         settled = self._rollout is None or self._rollout.is_settled
-        if self.engine.is_ready and seen and settled:
+        # The engine may be ready before the front has read its tokenizer.
+        if self.engine.is_ready and self._tokenizer is not None and seen and settled:
             self._caught_up = True
 
     def _engine_down(self) -> None:

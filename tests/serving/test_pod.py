@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +21,10 @@ import pytest
 
 from lorafleet_pipeline.stack.ports import free_port
 from lorafleet_serving.client import PodClient, PodError, PodUnreachable
+from lorafleet_serving.config import FetcherConfig, PodConfig
+from lorafleet_serving.engine.config import EngineConfig
+from lorafleet_serving.pod import Pod
+from lorafleet_serving.tokenizer import PodTokenizer
 from tests.serving.pod_process import PodProcess
 
 
@@ -147,6 +153,33 @@ def test_what_does_not_end_while_the_pod_drains_ends_with_an_error(tiny_model: P
         assert pod.wait_exit() == 0
     finally:
         pod.stop()
+
+
+async def test_a_pod_is_not_ready_before_it_can_read_prompts(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_read = threading.Event()
+
+    def read(folder: Path) -> PodTokenizer:
+        assert may_read.wait(60)
+        return PodTokenizer(folder)
+
+    monkeypatch.setattr("lorafleet_serving.pod.PodTokenizer", read)
+    engine = EngineConfig(tiny_model, kv_cache_bytes=8 << 20, num_threads=1)
+    failures: list[str] = []
+    pod = Pod(PodConfig(engine, FetcherConfig(tmp_path)), on_failure=failures.append)
+    start = asyncio.create_task(pod.start())
+    try:
+        await pod.engine.wait_ready()
+        assert not pod.is_ready
+        may_read.set()
+        await start
+        assert pod.is_ready
+    finally:
+        may_read.set()
+        await start
+        await pod.stop()
+    assert failures == []
 
 
 def test_a_client_tells_when_nobody_answers() -> None:
