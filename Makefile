@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Processes that share the tests; each keeps a core busy, and has its own S3 and MLflow server.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test faults soak check fix bench
@@ -24,7 +26,7 @@ demo: $(STAMP) ## From a dataset to a promoted adapter that answers over REST
 	$(BIN)/lorafleet demo
 
 test: $(STAMP) ## Every test that needs neither a GPU nor half an hour
-	$(BIN)/pytest -m "not gpu and not soak"
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not gpu and not soak"
 
 faults: $(STAMP) ## Inject every fault, twenty times each
 	LORAFLEET_FAULT_REPEATS=20 $(BIN)/pytest -m faults

@@ -21,6 +21,15 @@ wait_briefly()
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep together, where several workers share the tests, what shares costly fixtures: a file, or the stack."""
+    for item in items:
+        of_stack = item.path.parent.name == "e2e"
+        group = item.path.parent if of_stack else item.path
+        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(config.rootpath))))
+
+
 S3Factory = Callable[[], RunningS3]
 MLflowFactory = Callable[..., RunningMLflow]
 
