@@ -26,7 +26,7 @@ demo: $(STAMP) ## From a dataset to a promoted adapter that answers over REST
 	$(BIN)/lorafleet demo
 
 test: $(STAMP) ## Every test that needs neither a GPU nor half an hour
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not gpu and not soak"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not gpu and not soak"
 
 faults: $(STAMP) ## Inject every fault, twenty times each
 	LORAFLEET_FAULT_REPEATS=20 $(BIN)/pytest -m faults

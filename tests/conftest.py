@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from lorafleet_serving.engine.openmp import wait_briefly
 from tests.services import RunningMLflow, RunningS3, start_mlflow, start_s3
@@ -21,13 +22,17 @@ wait_briefly()
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep together, where several workers share the tests, what shares costly fixtures: a file, or the stack."""
-    for item in items:
-        of_stack = item.path.parent.name == "e2e"
-        group = item.path.parent if of_stack else item.path
-        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(config.rootpath))))
+class StackTogether(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist tells no types.
+    """Gives the tests of a file to one worker, and those of the whole stack too: a second stack would cost minutes."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder = "tests/e2e"
+        return folder if nodeid.startswith(folder) else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> StackTogether:
+    """How several workers share the tests."""
+    return StackTogether(config, log)
 
 
 S3Factory = Callable[[], RunningS3]
