@@ -16,9 +16,10 @@ from torch import Tensor
 from lorafleet_serving.kernels.attention_plan import PrefillSpan, block_tables, plan_prefill
 from lorafleet_serving.kernels.cpu import attention, gate, likeliest, lora, norm, rotation
 from lorafleet_serving.kernels.cpu.element import TAGS
+from lorafleet_serving.kernels.cpu.lanes import HAS_PAIR_PRODUCTS
 from lorafleet_serving.kernels.cpu.packed import OneDnnWeight, PackedInt4, PackedInt8, PackedNf4
 from lorafleet_serving.kernels.geometry import LayerCache, Span, StepGeometry
-from lorafleet_serving.kernels.lora_table import Ints
+from lorafleet_serving.kernels.lora_table import NUM_RANKS, Ints
 from lorafleet_serving.kernels.nf4 import Nf4Weight
 from lorafleet_serving.kernels.operators import Activation, Rotation
 from lorafleet_serving.kernels.packed_weight import DenseWeight, PackedWeight
@@ -28,8 +29,8 @@ from lorafleet_serving.kernels.weight_format import WeightFormat
 from lorafleet_serving.kernels.weights import Int4Weight, Int8Weight, Weight
 
 _CPU = torch.device("cpu")
-_LONG_RUN = 64
-"""Rows of one adapter from which on torch's matrix products are faster."""
+_PAIRS_WORK = 24_000
+"""Rows of one adapter by ranks of a site up to which products of pairs are faster than torch's."""
 _SHORT_PREFILL = 2048
 """Scores of a head, new tokens by context, up to which a prefill is computed row by row like decodes."""
 _FEW_ROWS = 8
@@ -67,6 +68,7 @@ class CpuKernels:
     def __init__(self, dtype: torch.dtype) -> None:
         self._tag = TAGS[dtype]
         self._packs = dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        self._has_pairs = dtype is torch.bfloat16 and HAS_PAIR_PRODUCTS
         numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
     def plan_attention(self, geometry: StepGeometry) -> CpuAttentionPlan:
@@ -85,12 +87,12 @@ class CpuKernels:
 
     def plan_lora(self, runs: Sequence[LoraRun]) -> CpuLoraPlan:
         """One table for all sites."""
-        short = [run for run in runs if run.end - run.start < _LONG_RUN]
+        short = [run for run in runs if self._is_compiled(run)]
         tables = [run.adapter.addresses for run in short]
         return CpuLoraPlan(
             units=lora.units_of([(run.start, run.end) for run in short]),
             tables=np.stack(tables, axis=1) if tables else np.empty((0, 0, 0), dtype=np.int64),
-            long_runs=tuple(run for run in runs if run.end - run.start >= _LONG_RUN),
+            long_runs=tuple(run for run in runs if not self._is_compiled(run)),
         )
 
     @property
@@ -169,6 +171,13 @@ class CpuKernels:
         if plan.long_runs:  # Most steps have none, and this is called for every site of every layer.
             for segment in segments_at(plan.long_runs, site):
                 add_segment(x, y, segment)
+
+    def _is_compiled(self, run: LoraRun) -> bool:
+        """Whether the compiled operator is faster for a run than torch's matrix products."""
+        num_rows = run.end - run.start
+        if num_rows < lora.LONG_RUN or not self._has_pairs:
+            return num_rows < lora.LONG_RUN
+        return bool(num_rows * run.adapter.addresses[:, NUM_RANKS].mean() <= _PAIRS_WORK)
 
     def _pack_dense(self, weight: Tensor) -> PackedWeight:
         return OneDnnWeight.of(weight) if self._packs else DenseWeight(weight)

@@ -156,15 +156,25 @@ def add_sums(_: Any, left: Any, right: Any) -> Any:
 
 
 @intrinsic
-def total(_: Any, sums: Any) -> Any:
-    """The sum of the sums."""
+def totals(_: Any, vectors: Any) -> Any:
+    """The sum of each vector of a tuple, which has 16 or a number that divides it: then all of them over and over."""
 
-    def emit(builder: Any, arguments: Sequence[Any]) -> Any:
-        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _SUMS_IR])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.fadd.v16f32")
-        return builder.call(function, [ir.FloatType()(0.0), arguments[0]], fastmath=("reassoc",))
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        size = NUM_SUMS
+        # Two become one of half sums, and so on: a vector's own halves are added in the same order whatever stands
+        # beside it.
+        parts = cgutils.unpack_tuple(builder, arguments[0]) * (NUM_SUMS // len(vectors))
+        while size > 1:
+            first = [start + place for start in range(0, NUM_ELEMENTS, size) for place in range(size // 2)]
+            second = [place + size // 2 for place in first]
+            parts = [
+                builder.fadd(_shuffled(builder, left, right, first), _shuffled(builder, left, right, second))
+                for left, right in zip(parts[::2], parts[1::2], strict=True)
+            ]
+            size //= 2
+        return parts[0]
 
-    return types.float32(sums), _emitted(emit)
+    return _sums(vectors), generate
 
 
 @intrinsic

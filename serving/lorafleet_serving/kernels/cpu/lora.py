@@ -20,17 +20,18 @@ from lorafleet_serving.kernels.cpu.element import Tag, compiled, compiled_parall
 from lorafleet_serving.kernels.cpu.lanes import HAS_PAIR_PRODUCTS, NUM_ELEMENTS
 from lorafleet_serving.kernels.lora_table import Ints
 
-MAX_UNIT_ROWS = 8
+LONG_RUN = 64
+"""Rows of one adapter that are split into long units."""
+_UNIT_ROWS, _LONG_UNIT_ROWS = 8, 32
 """Rows of a unit: enough to share what is read, few enough to spread one adapter's rows over the cores."""
 
 
 def units_of(segments: Sequence[tuple[int, int]]) -> Ints:
     """Split runs of rows, one run per adapter, into units: [num_units, 3] first row, last row, number of the run."""
-    units = [
-        (first, min(first + MAX_UNIT_ROWS, end), number)
-        for number, (start, end) in enumerate(segments)
-        for first in range(start, end, MAX_UNIT_ROWS)
-    ]
+    units = []
+    for number, (start, end) in enumerate(segments):
+        num_rows = _LONG_UNIT_ROWS if end - start >= LONG_RUN else _UNIT_ROWS
+        units += [(first, min(first + num_rows, end), number) for first in range(start, end, num_rows)]
     return np.array(units, dtype=np.int64).reshape(-1, 3)
 
 

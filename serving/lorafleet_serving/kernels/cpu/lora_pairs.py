@@ -12,6 +12,7 @@ import numpy as np
 from lorafleet_serving.kernels.cpu.element import compiled, inlined, narrow, widen
 from lorafleet_serving.kernels.cpu.lanes import (
     NUM_ELEMENTS,
+    NUM_SUMS,
     add_products,
     load_pairs,
     narrowed,
@@ -20,7 +21,8 @@ from lorafleet_serving.kernels.cpu.lanes import (
     paired_low,
     repeated_pair,
     store_pairs,
-    total,
+    store_sums,
+    totals,
     widened_high,
     widened_low,
 )
@@ -32,14 +34,20 @@ _BF16 = np.uint16(0)
 def shrink(x: Any, a: Any, v: Any) -> None:
     """v = x A.T, by blocks of rows and ranks that fit the registers; v in fp32."""
     num_rows, num_ranks = v.shape
-    for rank in range(0, num_ranks - 3, 4):
-        for row in range(0, num_rows - 1, 2):
-            _dot_2_by_4(x[row : row + 2], a[rank : rank + 4], v[row : row + 2, rank : rank + 4])
-        if num_rows % 2:
-            _dot_1_by_4(x[num_rows - 1], a[rank : rank + 4], v[num_rows - 1, rank : rank + 4])
-    for rank in range(num_ranks // 4 * 4, num_ranks):
-        for row in range(num_rows):
-            v[row, rank] = _dot(x[row], a[rank])
+    sums = np.empty(NUM_SUMS, dtype=np.float32)
+    for rank in range(0, num_ranks, 4):
+        # Where fewer than four ranks are left, the last stands in for those that are not there.
+        ranks = _four(a, rank)
+        num_kept = min(4, num_ranks - rank)
+        for row in range(0, num_rows - 3, 4):
+            _dot_4_by_4(_four(x, row), ranks, sums)
+            for i in range(4):
+                v[row + i, rank : rank + num_kept] = sums[4 * i : 4 * i + num_kept]
+        for row in range(num_rows // 4 * 4, num_rows):
+            _dot_1_by_4(x[row], ranks, sums)
+            v[row, rank : rank + num_kept] = sums[:num_kept]
+    if x.shape[1] % NUM_ELEMENTS:
+        _add_rest(x, a, v)
 
 
 @compiled
@@ -52,11 +60,10 @@ def expand(v: Any, b: Any, y: Any) -> None:
         y: [num_rows, num_outs], added to in place.
     """
     factors = _paired_factors(v)
-    for first in range(0, y.shape[1], NUM_ELEMENTS):
-        for row in range(0, y.shape[0] - 3, 4):
-            _expand_4(factors[row : row + 4], b, y[row : row + 4], first)
-        for row in range(y.shape[0] // 4 * 4, y.shape[0]):
-            _expand_1(factors[row], b, y[row], first)
+    for row in range(0, y.shape[0] - 3, 4):
+        _expand_4(factors[row : row + 4], b, _four(y, row))
+    for row in range(y.shape[0] // 4 * 4, y.shape[0]):
+        _expand_1(factors[row], b, y[row])
 
 
 @compiled
@@ -66,15 +73,22 @@ def _paired_factors(v: Any) -> Any:
     A last rank without a neighbour has a zero for one.
     """
     num_rows, num_ranks = v.shape
-    factors = np.zeros((num_rows, (num_ranks + 1) // 2, 2), dtype=np.uint32)
+    factors = np.empty((num_rows, (num_ranks + 1) // 2, 2), dtype=np.uint32)
     for row in range(num_rows):
-        for rank in range(num_ranks):
-            shift = np.uint32(16 * (rank % 2))
-            rounded = narrow(v[row, rank], _BF16)
-            rest = narrow(v[row, rank] - widen(rounded), _BF16)
-            factors[row, rank // 2, 0] |= np.uint32(rounded) << shift
-            factors[row, rank // 2, 1] |= np.uint32(rest) << shift
+        for pair in range(factors.shape[1]):
+            left, right = v[row, 2 * pair], np.float32(0)
+            if 2 * pair + 1 < num_ranks:
+                right = v[row, 2 * pair + 1]
+            rounded_left, rounded_right = narrow(left, _BF16), narrow(right, _BF16)
+            factors[row, pair, 0] = _word(rounded_left, rounded_right)
+            rest_left, rest_right = left - widen(rounded_left), right - widen(rounded_right)
+            factors[row, pair, 1] = _word(narrow(rest_left, _BF16), narrow(rest_right, _BF16))
     return factors
+
+
+@inlined
+def _word(left: Any, right: Any) -> Any:
+    return np.uint32(left) | (np.uint32(right) << np.uint32(16))
 
 
 @inlined
@@ -86,81 +100,92 @@ def _paired(b: Any, pair: int, first: int) -> Any:
 
 
 @inlined
-def _added(sums: Any, factors: Any, values: Any) -> Any:
-    rounded = add_products(sums, repeated_pair(factors[0]), values)
-    return add_products(rounded, repeated_pair(factors[1]), values)
+def _four(rows: Any, first: int) -> Any:
+    """Four rows, or where fewer are left, the last one again."""
+    end = rows.shape[0] - 1
+    return rows[first], rows[min(first + 1, end)], rows[min(first + 2, end)], rows[min(first + 3, end)]
+
+
+@inlined
+def _widened(pairs: Any) -> Any:
+    return widened_low(pairs), widened_high(pairs)
+
+
+@inlined
+def _added(sums: Any, factors: Any, b: Any) -> Any:
+    rounded, rest = repeated_pair(factors[0]), repeated_pair(factors[1])
+    low = add_products(add_products(sums[0], rounded, b[0]), rest, b[0])
+    return low, add_products(add_products(sums[1], rounded, b[1]), rest, b[1])
 
 
 @compiled
-def _expand_1(factors: Any, b: Any, y: Any, first: int) -> None:
-    before = load_pairs(y, first)
-    low, high = widened_low(before), widened_high(before)
-    for pair in range(factors.shape[0]):
-        b_low, b_high = _paired(b, pair, first)
-        low, high = _added(low, factors[pair], b_low), _added(high, factors[pair], b_high)
-    store_pairs(y, first, narrowed(low, high))
+def _expand_1(factors: Any, b: Any, y: Any) -> None:
+    for first in range(0, y.shape[0], NUM_ELEMENTS):
+        sums = _widened(load_pairs(y, first))
+        for pair in range(factors.shape[0]):
+            sums = _added(sums, factors[pair], _paired(b, pair, first))
+        store_pairs(y, first, narrowed(sums[0], sums[1]))
 
 
 @compiled
-def _expand_4(factors: Any, b: Any, y: Any, first: int) -> None:
-    y0, y1, y2, y3 = load_pairs(y[0], first), load_pairs(y[1], first), load_pairs(y[2], first), load_pairs(y[3], first)
-    low0, low1, low2, low3 = widened_low(y0), widened_low(y1), widened_low(y2), widened_low(y3)
-    high0, high1, high2, high3 = widened_high(y0), widened_high(y1), widened_high(y2), widened_high(y3)
-    for pair in range(factors.shape[1]):
-        b_low, b_high = _paired(b, pair, first)
-        low0, high0 = _added(low0, factors[0, pair], b_low), _added(high0, factors[0, pair], b_high)
-        low1, high1 = _added(low1, factors[1, pair], b_low), _added(high1, factors[1, pair], b_high)
-        low2, high2 = _added(low2, factors[2, pair], b_low), _added(high2, factors[2, pair], b_high)
-        low3, high3 = _added(low3, factors[3, pair], b_low), _added(high3, factors[3, pair], b_high)
-    store_pairs(y[0], first, narrowed(low0, high0))
-    store_pairs(y[1], first, narrowed(low1, high1))
-    store_pairs(y[2], first, narrowed(low2, high2))
-    store_pairs(y[3], first, narrowed(low3, high3))
+def _expand_4(factors: Any, b: Any, y: Any) -> None:
+    y0, y1, y2, y3 = y
+    for first in range(0, y0.shape[0], NUM_ELEMENTS):
+        s0, s1 = _widened(load_pairs(y0, first)), _widened(load_pairs(y1, first))
+        s2, s3 = _widened(load_pairs(y2, first)), _widened(load_pairs(y3, first))
+        for pair in range(factors.shape[1]):
+            values = _paired(b, pair, first)
+            s0, s1 = _added(s0, factors[0, pair], values), _added(s1, factors[1, pair], values)
+            s2, s3 = _added(s2, factors[2, pair], values), _added(s3, factors[3, pair], values)
+        store_pairs(y0, first, narrowed(s0[0], s0[1]))
+        store_pairs(y1, first, narrowed(s1[0], s1[1]))
+        store_pairs(y2, first, narrowed(s2[0], s2[1]))
+        store_pairs(y3, first, narrowed(s3[0], s3[1]))
+
+
+@inlined
+def _loaded(rows: Any, first: int) -> Any:
+    return (
+        load_pairs(rows[0], first),
+        load_pairs(rows[1], first),
+        load_pairs(rows[2], first),
+        load_pairs(rows[3], first),
+    )
+
+
+@inlined
+def _multiplied(s: Any, x: Any, a: Any) -> Any:
+    """s[j] + x . a[j]"""
+    s0, s1 = add_products(s[0], x, a[0]), add_products(s[1], x, a[1])
+    return s0, s1, add_products(s[2], x, a[2]), add_products(s[3], x, a[3])
 
 
 @compiled
-def _dot(x: Any, a: Any) -> Any:
-    sums = no_sums()
+def _dot_4_by_4(x: Any, a: Any, sums: Any) -> None:
+    """sums[4 i + j] = x[i] . a[j], without what a whole number of vectors leaves."""
+    s0 = s1 = s2 = s3 = no_sums(), no_sums(), no_sums(), no_sums()
+    for k in range(0, x[0].shape[0] - NUM_ELEMENTS + 1, NUM_ELEMENTS):
+        part = _loaded(a, k)
+        s0 = _multiplied(s0, load_pairs(x[0], k), part)
+        s1 = _multiplied(s1, load_pairs(x[1], k), part)
+        s2 = _multiplied(s2, load_pairs(x[2], k), part)
+        s3 = _multiplied(s3, load_pairs(x[3], k), part)
+    store_sums(sums, 0, totals(s0 + s1 + s2 + s3))
+
+
+@compiled
+def _dot_1_by_4(x: Any, a: Any, sums: Any) -> None:
+    """sums[j] = x . a[j], likewise."""
+    s = no_sums(), no_sums(), no_sums(), no_sums()
     for k in range(0, x.shape[0] - NUM_ELEMENTS + 1, NUM_ELEMENTS):
-        sums = add_products(sums, load_pairs(x, k), load_pairs(a, k))
-    return total(sums) + _rest(x, a)
+        s = _multiplied(s, load_pairs(x, k), _loaded(a, k))
+    store_sums(sums, 0, totals(s))
 
 
 @compiled
-def _rest(x: Any, a: Any) -> Any:
-    """The dot product of what a whole number of vectors leaves."""
-    rest = np.float32(0)
-    for k in range(x.shape[0] // NUM_ELEMENTS * NUM_ELEMENTS, x.shape[0]):
-        rest += widen(x[k]) * widen(a[k])
-    return rest
-
-
-@compiled
-def _dot_1_by_4(x: Any, a: Any, v: Any) -> None:
-    """v[j] = x . a[j]"""
-    s0 = s1 = s2 = s3 = no_sums()
-    for k in range(0, x.shape[0] - NUM_ELEMENTS + 1, NUM_ELEMENTS):
-        part = load_pairs(x, k)
-        s0 = add_products(s0, part, load_pairs(a[0], k))
-        s1 = add_products(s1, part, load_pairs(a[1], k))
-        s2 = add_products(s2, part, load_pairs(a[2], k))
-        s3 = add_products(s3, part, load_pairs(a[3], k))
-    v[0], v[1] = total(s0) + _rest(x, a[0]), total(s1) + _rest(x, a[1])
-    v[2], v[3] = total(s2) + _rest(x, a[2]), total(s3) + _rest(x, a[3])
-
-
-@compiled
-def _dot_2_by_4(x: Any, a: Any, v: Any) -> None:
-    """v[i, j] = x[i] . a[j]"""
-    s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = no_sums()
-    for k in range(0, x.shape[1] - NUM_ELEMENTS + 1, NUM_ELEMENTS):
-        x0, x1 = load_pairs(x[0], k), load_pairs(x[1], k)
-        a0, a1, a2, a3 = load_pairs(a[0], k), load_pairs(a[1], k), load_pairs(a[2], k), load_pairs(a[3], k)
-        s00, s10 = add_products(s00, x0, a0), add_products(s10, x1, a0)
-        s01, s11 = add_products(s01, x0, a1), add_products(s11, x1, a1)
-        s02, s12 = add_products(s02, x0, a2), add_products(s12, x1, a2)
-        s03, s13 = add_products(s03, x0, a3), add_products(s13, x1, a3)
-    v[0, 0], v[0, 1] = total(s00) + _rest(x[0], a[0]), total(s01) + _rest(x[0], a[1])
-    v[0, 2], v[0, 3] = total(s02) + _rest(x[0], a[2]), total(s03) + _rest(x[0], a[3])
-    v[1, 0], v[1, 1] = total(s10) + _rest(x[1], a[0]), total(s11) + _rest(x[1], a[1])
-    v[1, 2], v[1, 3] = total(s12) + _rest(x[1], a[2]), total(s13) + _rest(x[1], a[3])
+def _add_rest(x: Any, a: Any, v: Any) -> None:
+    """Add the products that a whole number of vectors leaves."""
+    for row in range(v.shape[0]):
+        for rank in range(v.shape[1]):
+            for k in range(x.shape[1] // NUM_ELEMENTS * NUM_ELEMENTS, x.shape[1]):
+                v[row, rank] += widen(x[row, k]) * widen(a[rank, k])
