@@ -75,6 +75,8 @@ _ANSWERS: dict[type[Exception], _Answer] = {
 }
 RETRY_STATUSES = frozenset(answer.status for answer in _ANSWERS.values() if answer.retry_after_s is not None)
 """Statuses that come with `Retry-After`."""
+FINAL_STATUSES = frozenset(answer.status for answer in _ANSWERS.values() if not answer.may_repeat)
+"""Statuses that come with `X-Should-Retry: false`."""
 _OWN_FAULT = _Answer(500, "server_error", "generation")
 
 

@@ -85,7 +85,7 @@ class LoraxRoutes:
             return Response(status_code=CLIENT_GONE)
         vector = whole.pieces[-1].output.vector
         assert vector is not None, "a request for a vector ended without one"
-        headers = self._headers(body, question, answer) | timing_headers(answer, 0, len(body.inputs))
+        headers = self._headers(body, question, answer) | timing_headers(answer, 0)
         return JSONResponse({"embeddings": vector.tolist()}, headers=headers)
 
     async def classify(self, body: ClassifyRequest) -> Response:
@@ -149,7 +149,7 @@ class LoraxRoutes:
         if with_details:
             result["details"] = self._details(questions, answers[0].prompt, whole, best)
         headers = self._headers(body, questions[best], answers[best])
-        headers |= timing_headers(answers[best], len(whole[best].pieces), len(body.inputs))
+        headers |= timing_headers(answers[best], len(whole[best].pieces))
         return JSONResponse([result] if as_list else result, headers=headers)
 
     def _details(self, questions: list[Question], prompt: tuple[int, ...], whole: list[WholeAnswer], best: int) -> Json:

@@ -15,7 +15,8 @@ from lorafleet_contract.webhook import DELIVERY_HEADER, SIGNATURE_HEADER, TIMEST
 from lorafleet_serving.api import lorax_answers as lorax, openai_answers as openai, pod_answers as pod
 from lorafleet_serving.api.answer import ADAPTER_HEADER, DIGEST_HEADER
 from lorafleet_serving.api.callers import PRIORITY_HEADER, TIMEOUT_HEADER
-from lorafleet_serving.api.errors import LORAX_PATHS, RETRY_STATUSES, statuses
+from lorafleet_serving.api.errors import FINAL_STATUSES, LORAX_PATHS, RETRY_STATUSES, statuses
+from lorafleet_serving.api.lorax_headers import ADAPTER_HEADERS, MODEL_HEADERS, TIMING_HEADERS
 from lorafleet_serving.api.sse import END_OF_STREAM
 from lorafleet_serving.engine.request import PRIORITIES
 from lorafleet_serving.exceptions import (
@@ -50,6 +51,9 @@ _ANSWER_HEADERS = {
     ADAPTER_HEADER: "The version that answers, `name:version`; empty for the base model",
     DIGEST_HEADER: "Digest of what answers",
 }
+_LORAX_HEADERS = _ANSWER_HEADERS | MODEL_HEADERS
+_WHOLE_HEADERS = _LORAX_HEADERS | TIMING_HEADERS
+_EITHER_HEADERS = ADAPTER_HEADERS | TIMING_HEADERS
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ class _Route:
     event: Any = None
     """Type of the JSON of an event, where the answer can be a stream."""
     headers: Mapping[str, str] = field(default_factory=dict)
+    """Headers of every answer, and what they tell."""
+    other_headers: Mapping[str, str] = field(default_factory=dict)
+    """Headers of some answers."""
     text: str | None = None
     """Media type of an answer that is text."""
     unready: Any = None
@@ -76,11 +83,17 @@ _ROUTES: dict[tuple[str, str], _Route] = {
     ("post", "/v1/embeddings"): _Route(openai.EmbeddingList, _ASKS, headers=_ANSWER_HEADERS),
     ("get", "/v1/models"): _Route(openai.ModelList),
     ("get", "/v1/models/{model_id}"): _Route(openai.ModelEntry, (UnknownAdapter,)),
-    ("post", "/"): _Route(list[lorax.Generated], _ASKS, lorax.GeneratedEvent, headers=_ANSWER_HEADERS),
-    ("post", "/invocations"): _Route(list[lorax.Generated], _ASKS, lorax.GeneratedEvent, headers=_ANSWER_HEADERS),
-    ("post", "/generate"): _Route(lorax.Generated, _ASKS, headers=_ANSWER_HEADERS),
-    ("post", "/generate_stream"): _Route(None, _ASKS, lorax.GeneratedEvent, headers=_ANSWER_HEADERS),
-    ("post", "/embed"): _Route(lorax.Embedded, _ASKS, headers=_ANSWER_HEADERS),
+    ("post", "/"): _Route(
+        list[lorax.Generated], _ASKS, lorax.GeneratedEvent, headers=_LORAX_HEADERS, other_headers=_EITHER_HEADERS
+    ),
+    ("post", "/invocations"): _Route(
+        list[lorax.Generated], _ASKS, lorax.GeneratedEvent, headers=_LORAX_HEADERS, other_headers=_EITHER_HEADERS
+    ),
+    ("post", "/generate"): _Route(lorax.Generated, _ASKS, headers=_WHOLE_HEADERS, other_headers=ADAPTER_HEADERS),
+    ("post", "/generate_stream"): _Route(
+        None, _ASKS, lorax.GeneratedEvent, headers=_LORAX_HEADERS, other_headers=ADAPTER_HEADERS
+    ),
+    ("post", "/embed"): _Route(lorax.Embedded, _ASKS, headers=_WHOLE_HEADERS, other_headers=ADAPTER_HEADERS),
     ("post", "/classify"): _Route(None, _BODY_ERRORS),
     ("post", "/classify_batch"): _Route(None, _BODY_ERRORS),
     ("post", "/tokenize"): _Route(list[lorax.PlacedToken], (*_BODY_ERRORS, PromptTooLong, PodUnavailable)),
@@ -173,6 +186,7 @@ def _success(path: str, route: _Route, components: _Components) -> Json:
     answer: Json = {"description": "The answer", "content": content}
     if route.headers:
         answer["headers"] = {name: _header(told) for name, told in route.headers.items()}
+        answer["headers"] |= {name: _header(told, required=False) for name, told in route.other_headers.items()}
     return {"200": answer}
 
 
@@ -198,6 +212,8 @@ def _failures(path: str, route: _Route, components: _Components) -> Json:
             failures[str(status)]["headers"] = {"Retry-After": _header("Seconds after which to ask again", "integer")}
         if status == 401:
             failures[str(status)]["headers"] = {"WWW-Authenticate": _header("How to show a key")}
+        if status in FINAL_STATUSES:
+            failures[str(status)]["headers"] = {"X-Should-Retry": _header("`false`: the same request would fail again")}
     if route.unready is not None:
         schema = components.schema(route.unready)
         failures["503"] = {"description": "It is not", "content": {_JSON: {"schema": schema}}}
@@ -240,5 +256,5 @@ def _parameter(name: str, told: str, schema: Mapping[str, Any]) -> Json:
     return {"name": name, "in": "header", "required": False, "description": told, "schema": schema}
 
 
-def _header(told: str, kind: str = "string") -> Json:
-    return {"description": told, "required": True, "schema": {"type": kind}}
+def _header(told: str, kind: str = "string", *, required: bool = True) -> Json:
+    return {"description": told, "required": required, "schema": {"type": kind}}

@@ -131,6 +131,23 @@ def test_every_route_tells_its_answers_and_errors(pod: PodProcess) -> None:
     assert "x-lorafleet-digest" in streamed["headers"]
 
 
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/", "/embed"])
+def test_every_header_of_a_lorax_answer_is_described(pod: PodProcess, path: str) -> None:
+    responses = pod.http.get("/openapi.json").json()["paths"][path]["post"]["responses"]
+    described = {name.lower() for name in responses["200"]["headers"]}
+    answer = pod.http.post(path, json={"inputs": "the cat"})
+    assert answer.status_code == 200
+    of_proxies = {"x-accel-buffering"}  # Says to what stands between that a stream must not be held back.
+    assert {name for name in answer.headers if name.startswith("x-")} <= described | of_proxies
+
+
+def test_a_final_error_says_so_as_described(pod: PodProcess) -> None:
+    responses = pod.http.get("/openapi.json").json()["paths"]["/generate"]["post"]["responses"]
+    answer = pod.http.post("/generate", json={"inputs": "the cat"}, headers={TIMEOUT_HEADER: "0.000001"})
+    assert (answer.status_code, answer.headers["X-Should-Retry"]) == (504, "false")
+    assert "X-Should-Retry" in responses["504"]["headers"]
+
+
 def test_admin_routes_name_the_token_they_want(pod: PodProcess) -> None:
     document = pod.http.get("/openapi.json").json()
     assert document["paths"]["/v1/adapters"]["get"]["security"] == [{"AdminToken": []}]
