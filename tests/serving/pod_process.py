@@ -27,6 +27,7 @@ ADMIN_TOKEN = "admin-token-of-the-tests"
 WEBHOOK_SECRET = "webhook-secret-of-the-tests"
 
 _LIMIT_S = 60.0
+_FIRST_START_LIMIT_S = 240.0
 _LOOK_S = 0.02
 
 Found = TypeVar("Found")
@@ -58,8 +59,8 @@ class PodProcess:
             self._process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
 
     def wait_ready(self) -> None:
-        """Wait until the pod takes requests."""
-        self.wait_for(lambda: self.client.ready() or None, "the pod to be ready")
+        """Wait until the pod takes requests; the first of all compiles its operators before."""
+        self.wait_for(lambda: self.client.ready() or None, "the pod to be ready", _FIRST_START_LIMIT_S)
 
     def wait_exit(self) -> int:
         """Wait until the front has ended; its exit status."""

@@ -38,6 +38,7 @@ from lorafleet_serving.engine.outputs import (
 )
 from lorafleet_serving.engine.prefill_pace import PrefillPace
 from lorafleet_serving.engine.prompt_lookup import PromptLookup
+from lorafleet_serving.engine.rehearsal import rehearse
 from lorafleet_serving.engine.request import FinishReason, GenerationRequest, TokenOutput
 from lorafleet_serving.engine.request_check import RequestCheck
 from lorafleet_serving.engine.sampler import Sample, Sampler
@@ -95,6 +96,7 @@ class Engine:
             most_guessing_rows=_MOST_GUESSING_ROWS,
         )
         self._runner = ModelRunner(model, kv_cache, device)
+        self._num_sites = len(model.linears)
         compiler = GrammarCompiler(
             partial(read_tokenizer, config.model), end_token_ids=self._eos_token_ids, vocab_size=model.vocab_size
         )
@@ -105,6 +107,13 @@ class Engine:
         """Ends that happened outside a step; the next step reports them."""
         self._arrivals = count()
         self._num_steps = 0
+
+    def rehearse(self) -> None:
+        """Compute a few steps of nobody's, so that operators which compile at their first call have done so.
+
+        To be called before the first request.
+        """
+        rehearse(self._runner, self._num_sites, self.max_model_len, self.config.block_size)
 
     def step(self) -> list[TokenOutput]:
         """Compute one batch; returns a new token, an end, or both, for each request that got one."""

@@ -151,6 +151,7 @@ def engine_main(pipe: Connection, config: EngineConfig) -> None:
     threading.Thread(target=_receive, args=(pipe, inbox), name="commands", daemon=True).start()
     try:
         engine = Engine(config)
+        engine.rehearse()
     except ServingError as error:
         pipe.send(EngineFailed(str(error)))
         return

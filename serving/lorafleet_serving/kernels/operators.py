@@ -35,6 +35,49 @@ class Rotation(NamedTuple):
     """[num_tokens, rotary_dim], the first half negated"""
 
 
+class LinearParts(NamedTuple):
+    """A linear layer, by what is read to compute it."""
+
+    weight: PackedWeight
+    bias: Tensor | None
+    site: int
+    """Index of the site that adapters attach to."""
+    in_features: int
+    out_features: int
+
+
+class LayerParts(NamedTuple):
+    """A layer of Llama's plan: attention, then feed-forward, each behind a norm and beside a residual."""
+
+    attention_norm: Tensor
+    """[hidden_size] in fp32"""
+    qkv: LinearParts
+    head_norm: Tensor | None
+    """[num_normed, head_dim] in fp32"""
+    output: LinearParts
+    mlp_norm: Tensor
+    """[hidden_size] in fp32"""
+    gate_up: LinearParts
+    down: LinearParts
+    head_dim: int
+    eps: float
+    """Of all norms."""
+    activation: Activation
+
+
+class ChainedLayers(Protocol):
+    """All layers of a model in one call."""
+
+    def __call__(
+        self, x: Tensor, angles: Rotation, caches: Sequence[LayerCache], attention: Any, lora: Any
+    ) -> Tensor | None:
+        """Add to [num_tokens, hidden_size] in place, and return the last part, which the next norm is to add.
+
+        The part is overwritten by the next call. Steps that it is not for, it leaves to the layers: None.
+        """
+        ...
+
+
 class Kernels(Protocol):
     """One form of every operator. `reference` says in plain torch what each must compute."""
 
@@ -53,6 +96,10 @@ class Kernels(Protocol):
 
     def pack(self, weight: Weight) -> PackedWeight:
         """The weight of a linear layer, ready to be multiplied by."""
+        ...
+
+    def chain(self, layers: Sequence[LayerParts]) -> ChainedLayers | None:
+        """What computes all layers in one call, where there is such a thing."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lorafleet_serving.kernels.attention_plan import AttentionPlan, DecodeGroup, PrefillSpan, plan_attention
 from lorafleet_serving.kernels.geometry import LayerCache, StepGeometry
-from lorafleet_serving.kernels.operators import Activation, Rotation
+from lorafleet_serving.kernels.operators import Activation, LayerParts, Rotation
 from lorafleet_serving.kernels.packed_weight import DenseWeight
 from lorafleet_serving.kernels.segments import LoraRun, LoraSegment, segments_at
 from lorafleet_serving.kernels.weight_format import WeightFormat
@@ -43,6 +43,9 @@ class ReferenceKernels:
     def pack(self, weight: Weight) -> DenseWeight:
         """Written out, whatever the form."""
         return DenseWeight(weight.dense())
+
+    def chain(self, layers: Sequence[LayerParts]) -> None:
+        """Layer by layer."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Statistics and product in fp32, one rounding."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorafleet_serving.kernels.operators import Kernels
+from lorafleet_serving.kernels.operators import Kernels, LinearParts
 from lorafleet_serving.kernels.weight_format import WeightFormat
 from lorafleet_serving.kernels.weights import quantize
 from lorafleet_serving.layers.lora_site import LoraSite
@@ -39,6 +39,11 @@ class LoraLinear:
         if lora is not None:
             self._kernels.add_lora(x, y, lora, self.site.index)
         return y
+
+    @property
+    def parts(self) -> LinearParts:
+        """What is read to compute it."""
+        return LinearParts(self._packed, self.bias, self.site.index, self.site.in_features, sum(self.site.out_features))
 
     def project(self, rows: Tensor) -> Tensor:
         """rows W.T in fp32, without bias: [num_rows, sum of out_features]."""

@@ -15,14 +15,14 @@ class GatedMlp:
     """down(activation(gate(x)) * up(x)), gate and up merged."""
 
     def __init__(self, gate_up: LoraLinear, down: LoraLinear, activation: Activation, kernels: Kernels) -> None:
-        self._gate_up = gate_up
-        self._down = down
-        self._activation = activation
+        self.gate_up = gate_up
+        self.down = down
+        self.activation = activation
         self._kernels = kernels
 
     def __call__(self, x: Tensor, lora: Any) -> Tensor:
         """Map [num_tokens, hidden_size] to the same shape."""
-        return self._down(self._kernels.activate_mul(self._gate_up(x, lora), self._activation), lora)
+        return self.down(self._kernels.activate_mul(self.gate_up(x, lora), self.activation), lora)
 
 
 class GeluMlp:

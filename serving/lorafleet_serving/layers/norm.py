@@ -27,17 +27,17 @@ class RmsNorm:
     """weight * x / rms(x), with weight and statistics in fp32 whatever the model's format."""
 
     def __init__(self, weight: Tensor, eps: float, kernels: Kernels) -> None:
-        self._weight = weight.float()  # [hidden_size]
-        self._eps = eps
+        self.weight = weight.float()  # [hidden_size]
+        self.eps = eps
         self._kernels = kernels
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalize [num_rows, hidden_size]."""
-        return self._kernels.rms_norm(x, self._weight, self._eps)
+        return self._kernels.rms_norm(x, self.weight, self.eps)
 
     def add(self, x: Tensor, delta: Tensor) -> Tensor:
         """Add delta to x in place, and normalize the sum."""
-        return self._kernels.add_rms_norm(x, delta, self._weight, self._eps)
+        return self._kernels.add_rms_norm(x, delta, self.weight, self.eps)
 
 
 class LayerNorm:
@@ -62,9 +62,9 @@ class HeadNorm:
 
     def __init__(self, query: Tensor, key: Tensor, num_heads: int, num_kv_heads: int, eps: float) -> None:
         # [num_heads + num_kv_heads, head_dim]
-        self._weight = torch.cat((query.expand(num_heads, -1), key.expand(num_kv_heads, -1))).float()
-        self._eps = eps
+        self.weight = torch.cat((query.expand(num_heads, -1), key.expand(num_kv_heads, -1))).float()
+        self.eps = eps
 
     def apply(self, qkv: Tensor, kernels: Kernels) -> None:
         """Normalize [num_tokens, num_heads + 2 * num_kv_heads, head_dim] in place; the values stay as they are."""
-        kernels.norm_heads(qkv, self._weight, self._eps)
+        kernels.norm_heads(qkv, self.weight, self.eps)

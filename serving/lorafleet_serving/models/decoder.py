@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lorafleet_serving.kernels.geometry import LayerCache
-from lorafleet_serving.kernels.operators import Kernels, Rotation
+from lorafleet_serving.kernels.operators import ChainedLayers, Kernels, Rotation
 from lorafleet_serving.layers.embedding import Embedding
 from lorafleet_serving.layers.linear import LoraLinear
 from lorafleet_serving.layers.norm import Norm
@@ -42,6 +42,8 @@ class Decoder:
     rotary: RotaryEmbedding
     layers: Sequence[DecoderLayer]
     norm: Norm
+    chained: ChainedLayers | None = None
+    """What computes all layers in one call, for the steps that it takes."""
 
     @property
     def hidden_size(self) -> int:
@@ -52,13 +54,22 @@ class Decoder:
         """Hidden states [num_outputs, hidden_size] of the rows asked for, behind the final norm."""
         hidden = self.embedding(batch.token_ids, batch.embedding)  # [num_tokens, hidden_size]
         rotation = self.rotary.rotation(batch.positions)
-        delta = None
-        for layer, cache in zip(self.layers, caches, strict=True):
-            delta = layer(hidden, delta, rotation, cache, batch)
-        assert delta is not None, "a model has layers"
+        delta = self._add_layers(hidden, rotation, caches, batch)
         rows = batch.output_rows
         return self.norm.add(hidden.index_select(0, rows), delta.index_select(0, rows))
 
     def head(self, hidden: Tensor, lora: Any) -> Tensor:
         """Logits [num_rows, vocab_size] of hidden states; `lora` is what the operators planned for their adapters."""
         return self.linears[-1](hidden, lora)
+
+    def _add_layers(
+        self, hidden: Tensor, rotation: Rotation, caches: Sequence[LayerCache], batch: ModelBatch
+    ) -> Tensor:
+        delta = None
+        if self.chained is not None:
+            delta = self.chained(hidden, rotation, caches, batch.attention, batch.lora)
+        if delta is None:
+            for layer, cache in zip(self.layers, caches, strict=True):
+                delta = layer(hidden, delta, rotation, cache, batch)
+        assert delta is not None, "a model has layers"
+        return delta

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lorafleet_serving.kernels.geometry import LayerCache
-from lorafleet_serving.kernels.operators import Activation, Rotation
+from lorafleet_serving.kernels.operators import Activation, LayerParts, Rotation
 from lorafleet_serving.layers.attention import Attention
 from lorafleet_serving.layers.mlp import GatedMlp
 from lorafleet_serving.layers.norm import HeadNorm, RmsNorm
@@ -50,6 +50,23 @@ class LlamaLayer:
         attended = self.attention(normed, rotation, cache, batch.attention, batch.lora)
         return self.mlp(self.mlp_norm.add(x, attended), batch.lora)
 
+    @property
+    def parts(self) -> LayerParts:
+        """What is read to compute it."""
+        attention, mlp = self.attention, self.mlp
+        return LayerParts(
+            attention_norm=self.attention_norm.weight,
+            qkv=attention.qkv.parts,
+            head_norm=None if attention.head_norm is None else attention.head_norm.weight,
+            output=attention.output.parts,
+            mlp_norm=self.mlp_norm.weight,
+            gate_up=mlp.gate_up.parts,
+            down=mlp.down.parts,
+            head_dim=attention.head_dim,
+            eps=self.attention_norm.eps,
+            activation=mlp.activation,
+        )
+
 
 def load_llama(loader: ModuleLoader) -> Decoder:
     """A model of the Llama family."""
@@ -74,7 +91,8 @@ def build(loader: ModuleLoader, traits: LlamaTraits) -> Decoder:
     """
     layers = [_layer(loader, traits, index) for index in range(loader.config.num_hidden_layers)]
     norm = loader.rms_norm("model.norm", offset=traits.norm_offset)
-    return loader.decoder(layers, norm, window=traits.window, embedding_scale=traits.embedding_scale)
+    chained = loader.kernels.chain([layer.parts for layer in layers])
+    return loader.decoder(layers, norm, window=traits.window, embedding_scale=traits.embedding_scale, chained=chained)
 
 
 def _layer(loader: ModuleLoader, traits: LlamaTraits, index: int) -> LlamaLayer:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from lorafleet_serving.exceptions import UnsupportedModel
-from lorafleet_serving.kernels.operators import Kernels
+from lorafleet_serving.kernels.operators import ChainedLayers, Kernels
 from lorafleet_serving.kernels.weight_format import WeightFormat
 from lorafleet_serving.layers.embedding import Embedding
 from lorafleet_serving.layers.linear import LoraLinear
@@ -89,6 +89,7 @@ class ModuleLoader:
         window: int | None = None,
         embedding_scale: float = 1.0,
         head_biased: bool = False,
+        chained: ChainedLayers | None = None,
     ) -> Decoder:
         """The model around its layers.
 
@@ -99,6 +100,7 @@ class ModuleLoader:
                 then the attention is the same.
             embedding_scale: factor of the embeddings.
             head_biased: whether the output head has a bias.
+            chained: what computes all layers in one call.
         """
         config = self.config
         max_positions: int = min(config.max_position_embeddings, window or config.max_position_embeddings)
@@ -114,6 +116,7 @@ class ModuleLoader:
             rotary=RotaryEmbedding(config.rope_parameters, self.head_dim, max_positions, self._dtype, self._device),
             layers=layers,
             norm=norm,
+            chained=chained,
         )
 
     def _head(self, table: Tensor, *, biased: bool) -> None:

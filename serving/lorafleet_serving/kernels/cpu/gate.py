@@ -29,10 +29,16 @@ def activate_mul(tag: Tag, is_gelu: bool, gate_up: int, out: int, num_rows: int,
         num_columns: columns of `out`.
     """
     for row in prange(num_rows):
-        if is_gelu:
-            _gelu_mul(tag, gate_up, out, row, num_columns)
-        else:
-            _silu_mul(tag, gate_up, out, row, num_columns)
+        activate_mul_row(tag, is_gelu, gate_up, out, row, num_columns)
+
+
+@compiled
+def activate_mul_row(tag: Tag, is_gelu: bool, gate_up: int, out: int, row: int, num_columns: int) -> None:
+    """One row of it."""
+    if is_gelu:
+        _gelu_mul(tag, gate_up, out, row, num_columns)
+    else:
+        _silu_mul(tag, gate_up, out, row, num_columns)
 
 
 @compiled

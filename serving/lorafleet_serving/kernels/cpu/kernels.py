@@ -6,22 +6,23 @@ Long runs and prefills go to torch, whose matrix products are the faster the mor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from lorafleet_serving.kernels.attention_plan import PrefillSpan, block_tables, plan_prefill
+from lorafleet_serving.kernels.attention_plan import block_tables, plan_prefill
 from lorafleet_serving.kernels.cpu import attention, gate, likeliest, lora, norm, rotation
 from lorafleet_serving.kernels.cpu.element import TAGS
 from lorafleet_serving.kernels.cpu.lanes import HAS_PAIR_PRODUCTS
+from lorafleet_serving.kernels.cpu.layers import CompiledLayers
 from lorafleet_serving.kernels.cpu.packed import OneDnnWeight, PackedInt4, PackedInt8, PackedNf4
+from lorafleet_serving.kernels.cpu.plans import CpuAttentionPlan, CpuLoraPlan
 from lorafleet_serving.kernels.geometry import LayerCache, Span, StepGeometry
 from lorafleet_serving.kernels.lora_table import NUM_RANKS, Ints
 from lorafleet_serving.kernels.nf4 import Nf4Weight
-from lorafleet_serving.kernels.operators import Activation, Rotation
+from lorafleet_serving.kernels.operators import Activation, ChainedLayers, LayerParts, Rotation
 from lorafleet_serving.kernels.packed_weight import DenseWeight, PackedWeight
 from lorafleet_serving.kernels.reference import add_segment, prefill_attention
 from lorafleet_serving.kernels.segments import LoraRun, segments_at
@@ -35,31 +36,6 @@ _SHORT_PREFILL = 2048
 """Scores of a head, new tokens by context, up to which a prefill is computed row by row like decodes."""
 _FEW_ROWS = 8
 """New tokens that are always computed so: a token and what was guessed behind it."""
-
-
-class CpuAttentionPlan(NamedTuple):
-    """The attention of one step."""
-
-    slots: Ints
-    """[num_tokens] slot that each row's key and value go to"""
-    rows: Ints
-    """[num_single] rows that are attended one by one"""
-    tables: Ints
-    """[num_single, num_blocks] their blocks"""
-    context_lens: Ints
-    """[num_single] tokens that each sees"""
-    block_size: int
-    prefills: tuple[PrefillSpan, ...]
-
-
-class CpuLoraPlan(NamedTuple):
-    """The adapters of one step."""
-
-    units: Ints
-    """[num_units, 3] what `lora.units_of` gave for the short runs"""
-    tables: Ints
-    """[num_sites, num_short_runs, ROW_WIDTH]"""
-    long_runs: tuple[LoraRun, ...]
 
 
 class CpuKernels:
@@ -171,6 +147,10 @@ class CpuKernels:
         if plan.long_runs:  # Most steps have none, and this is called for every site of every layer.
             for segment in segments_at(plan.long_runs, site):
                 add_segment(x, y, segment)
+
+    def chain(self, layers: Sequence[LayerParts]) -> ChainedLayers | None:
+        """For few rows, where all products are compiled."""
+        return CompiledLayers.of(self._tag, layers)
 
     def _is_compiled(self, run: LoraRun) -> bool:
         """Whether the compiled operator is faster for a run than torch's matrix products."""

@@ -24,7 +24,7 @@ def rms_norm(tag: Tag, x: int, weight: int, out: int, num_rows: int, num_columns
         eps: added to the mean square.
     """
     for row in prange(num_rows):
-        _normalize(tag, x, weight, out, row, num_columns, np.float32(eps))
+        normalize_row(tag, x, weight, out, row, num_columns, np.float32(eps))
 
 
 @compiled_parallel
@@ -33,8 +33,8 @@ def add_rms_norm(
 ) -> None:
     """x += delta, then out = weight * x / rms(x)."""
     for row in prange(num_rows):
-        _add(tag, x, delta, row, num_columns)
-        _normalize(tag, x, weight, out, row, num_columns, np.float32(eps))
+        add_row(tag, x, delta, row, num_columns)
+        normalize_row(tag, x, weight, out, row, num_columns, np.float32(eps))
 
 
 @compiled_parallel
@@ -54,17 +54,19 @@ def norm_heads(
         eps: added to the mean square.
     """
     for row in prange(num_rows):
-        _normalize_heads(tag, qkv, weight, row * num_heads, head_dim, num_normed, np.float32(eps))
+        normalize_heads(tag, qkv, weight, row * num_heads, head_dim, num_normed, np.float32(eps))
 
 
 @compiled
-def _normalize_heads(tag: Tag, qkv: int, weight: int, first: int, head_dim: int, num_normed: int, eps: Any) -> None:
+def normalize_heads(tag: Tag, qkv: int, weight: int, first: int, head_dim: int, num_normed: int, eps: Any) -> None:
+    """Normalize heads of one row in place; `first` is the number of its first head, those of all rows counted."""
     for head in range(num_normed):
-        _normalize(tag, qkv, weight + head * head_dim * 4, qkv, first + head, head_dim, eps)
+        normalize_row(tag, qkv, weight + head * head_dim * 4, qkv, first + head, head_dim, eps)
 
 
 @compiled
-def _add(tag: Tag, x: int, delta: int, row: int, num_columns: int) -> None:
+def add_row(tag: Tag, x: int, delta: int, row: int, num_columns: int) -> None:
+    """x += delta, of one row."""
     residual = matrix(x, row + 1, num_columns, tag)[row]
     change = matrix(delta, row + 1, num_columns, tag)[row]
     for k in range(num_columns):
@@ -72,7 +74,8 @@ def _add(tag: Tag, x: int, delta: int, row: int, num_columns: int) -> None:
 
 
 @compiled
-def _normalize(tag: Tag, x: int, weight: int, out: int, row: int, num_columns: int, eps: Any) -> None:
+def normalize_row(tag: Tag, x: int, weight: int, out: int, row: int, num_columns: int, eps: Any) -> None:
+    """out = weight * x / rms(x), of one row; eps in fp32."""
     source = matrix(x, row + 1, num_columns, tag)[row]
     target = matrix(out, row + 1, num_columns, tag)[row]
     scale = matrix(weight, 1, num_columns, np.float32(0))[0]

@@ -33,12 +33,18 @@ class CompiledProduct(NamedTuple):
     addresses: tuple[int, ...]
     out_features: int
     num_parts: int
+    most_rows: int = _FEW_ROWS
+    """Rows up to which it is faster than what serves many."""
 
     @classmethod
     def of(cls, function: Callable[..., None], weight: tuple[Tensor, ...], out_features: int) -> CompiledProduct:
         """A product that takes the addresses of its weight's tensors, and one part of the outputs for each thread."""
         addresses = tuple(tensor.data_ptr() for tensor in weight)
         return cls(function, weight, addresses, out_features, numba.get_num_threads())
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether it is for these rows."""
+        return x.shape[0] <= self.most_rows
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """y = x W.T + bias"""
@@ -63,12 +69,14 @@ class OneDnnWeight(NamedTuple):
         """Rearrange [out_features, in_features]."""
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR_ROWS)
         address, num_parts = panels.address_of(packed, weight), numba.get_num_threads()
-        product = CompiledProduct(panels.linear, (packed,), (address,), weight.shape[0], num_parts)
+        product = CompiledProduct(
+            panels.linear, (packed,), (address,), weight.shape[0], num_parts, most_rows=_FEW_PANEL_ROWS
+        )
         return cls(packed, product if address else None)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Compiled, or through oneDNN."""
-        if self.few_rows is not None and x.shape[0] <= _FEW_PANEL_ROWS:
+        if self.few_rows is not None and self.few_rows.takes(x):
             return self.few_rows(x, bias)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "none", [], "")
         return y
@@ -88,7 +96,7 @@ class PackedInt8(NamedTuple):
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Compiled, or through oneDNN."""
-        return self.few_rows(x, bias) if x.shape[0] <= _FEW_ROWS else self.dense.linear(x, bias)
+        return self.few_rows(x, bias) if self.few_rows.takes(x) else self.dense.linear(x, bias)
 
 
 class PackedInt4(NamedTuple):
@@ -123,10 +131,15 @@ class PackedNf4(NamedTuple):
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Compiled, or through oneDNN."""
-        return self.few_rows(x, bias) if x.shape[0] <= _FEW_ROWS else F.linear(x, self._dense(x), bias)
+        return self.few_rows(x, bias) if self.few_rows.takes(x) else F.linear(x, self._dense(x), bias)
 
     def _dense(self, x: Tensor) -> Tensor:
-        _, _, addresses, out_features, num_parts = self.few_rows
-        weight = x.new_empty(out_features, x.shape[1])
-        nf4.dense(TAGS[x.dtype], *addresses, weight.data_ptr(), x.shape[1], out_features, num_parts)
+        product = self.few_rows
+        weight = x.new_empty(product.out_features, x.shape[1])
+        nf4.dense(TAGS[x.dtype], *product.addresses, weight.data_ptr(), *weight.shape[::-1], product.num_parts)
         return weight
+
+
+def product_of_few_rows(weight: PackedWeight) -> CompiledProduct | None:
+    """The compiled product of a weight, where it has one."""
+    return weight.few_rows if isinstance(weight, OneDnnWeight | PackedInt8 | PackedNf4) else None

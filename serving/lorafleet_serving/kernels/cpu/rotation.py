@@ -36,11 +36,11 @@ def rotate_and_store(
         shape: num_heads, num_kv_heads, head_dim, num_slots.
     """
     for row in prange(slots.shape[0]):
-        _rotate_and_store(tag, qkv, cos, sin, rotary_dim, keys, values, row, slots[row], shape)
+        rotate_and_store_row(tag, qkv, cos, sin, rotary_dim, keys, values, row, slots[row], shape)
 
 
 @compiled
-def _rotate_and_store(
+def rotate_and_store_row(
     tag: Tag,
     qkv: int,
     cos: int,
@@ -52,6 +52,7 @@ def _rotate_and_store(
     slot: int,
     shape: tuple[int, int, int, int],
 ) -> None:
+    """One row of it."""
     num_heads, num_kv_heads, head_dim, num_slots = shape
     num_parts = num_heads + 2 * num_kv_heads
     heads = matrix(qkv, (row + 1) * num_parts, head_dim, tag)[row * num_parts :]
