@@ -6,6 +6,7 @@ starve a service take their own from the factories.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,16 @@ from tests.services import RunningMLflow, RunningS3, start_mlflow, start_s3
 wait_briefly()
 
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+FAULT_REPEATS = int(os.environ.get("LORAFLEET_FAULT_REPEATS", "1"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Repeat every test that injects a fault as often as `make faults` asks."""
+    if FAULT_REPEATS > 1 and metafunc.definition.get_closest_marker("faults"):
+        metafunc.fixturenames.append("fault_repeat")
+        metafunc.parametrize("fault_repeat", range(FAULT_REPEATS))
 
 
 class StackTogether(LoadFileScheduling):  # type: ignore[misc]  # pytest-xdist tells no types.

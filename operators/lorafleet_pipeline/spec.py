@@ -281,23 +281,6 @@ def parse_spec(data: object, source: str) -> AdapterSpec:
         raise InvalidSpec(f"{source}: {_one_line(error)}") from error
 
 
-def load_specs(folder: Path) -> list[AdapterSpec]:
-    """Read every `*.yaml` of a folder, by name.
-
-    Raises:
-        InvalidSpec: a spec is wrong, or two have the same name.
-    """
-    specs: dict[str, Path] = {}
-    found: list[AdapterSpec] = []
-    for path in sorted(folder.glob("*.yaml")):
-        spec = load_spec(path)
-        if spec.name in specs:
-            raise InvalidSpec(f"{path}: name {spec.name!r} is taken by {specs[spec.name]}: choose another")
-        specs[spec.name] = path
-        found.append(spec)
-    return found
-
-
 def _one_line(error: ValidationError) -> str:
     findings = []
     for item in error.errors():

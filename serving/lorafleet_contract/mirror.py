@@ -84,12 +84,13 @@ class RegistryMirror:
             self._models.pop(name, None)
             self._versions.pop(name, None)
             return None
-        if self._has_remade({name: model}):
-            self._models.pop(name)
+        is_remade = self._has_remade({name: model})
+        before = model if is_remade else self._models.get(name, model)
+        aliased = {*before.aliases.values(), *model.aliases.values()}
+        found = self._fetch(name, aliased if with_aliased or is_remade else self._realiased(model))
+        if is_remade:
             self._versions.pop(name, None)
-        before = self._models.get(name, model)
-        aliased = {*before.aliases.values(), *model.aliases.values()} if with_aliased else self._realiased(model)
-        self.read_versions(name, aliased)
+        self._note(name, found)
         self._models[name] = model
         return model
 
@@ -102,11 +103,7 @@ class RegistryMirror:
 
     def read_versions(self, name: str, numbers: Iterable[int]) -> None:
         """Read some versions of a model, tags included; those that are deleted are forgotten."""
-        for number in sorted(numbers):
-            try:
-                self._keep([self._client.get_version(name, number)])
-            except RegistryNotFound:
-                self._versions.get(name, {}).pop(number, None)
+        self._note(name, self._fetch(name, numbers))
 
     def note_version(self, item: ModelVersion) -> None:
         """Take note of a version as the registry gave it to the owner of this mirror."""
@@ -118,6 +115,21 @@ class RegistryMirror:
         if item is not None:
             others = {known: held for known, held in item.tags.items() if known != key}
             self._keep([replace(item, tags=others if value is None else {**others, key: value})])
+
+    def _fetch(self, name: str, numbers: Iterable[int]) -> dict[int, ModelVersion | None]:
+        found: dict[int, ModelVersion | None] = {}
+        for number in sorted(numbers):
+            try:
+                found[number] = self._client.get_version(name, number)
+            except RegistryNotFound:
+                found[number] = None
+        return found
+
+    def _note(self, name: str, found: Mapping[int, ModelVersion | None]) -> None:
+        self._keep(item for item in found.values() if item is not None)
+        for number, item in found.items():
+            if item is None:
+                self._versions.get(name, {}).pop(number, None)
 
     def _read_everything(self) -> None:
         began = time.monotonic()

@@ -16,6 +16,8 @@ from lorafleet_airflow.operators.promote import PromoteAdapterOperator
 from lorafleet_airflow.operators.reconcile import ReconcileServingOperator
 from lorafleet_contract.aliases import Alias
 from lorafleet_contract.states import GateStatus
+from lorafleet_contract.tags import Tag
+from lorafleet_pipeline.registry.promotion import Promotion
 from tests.airflow.conftest import TaskInstance
 from tests.airflow.watched_fleet import AnsweringPod, WatchedFleet
 from tests.pipeline.registry.fake_pod import ADMIN_TOKEN, WEBHOOK_SECRET
@@ -208,6 +210,34 @@ def test_a_version_whose_gate_failed_is_never_promoted_whatever_the_policy(
         with pytest.raises(AirflowFailException, match=r"lift 0\.01 is below 0\.05"):
             operator.execute(context)
     assert fleet.champion(name) is None
+
+
+@pytest.mark.parametrize(("policy", "comes_back"), [("auto", False), ("approval", True)])
+def test_a_version_that_was_rolled_back_comes_back_by_a_person_alone(
+    fleet: WatchedFleet,
+    context: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    policy: str,
+    comes_back: bool,
+) -> None:
+    name = fleet.adapter(versions=2)
+    fleet.promote(name, 2)
+    fleet.registry.set_version_tag(name, 2, Tag.SERVE_PROMOTED_AT, "2026-01-01T00:00:00+00:00")
+    fleet.promote(name, 1)
+    promoted: list[int] = []
+
+    def promote(name: str, version: int, settings: Any, **options: Any) -> Promotion:
+        promoted.append(version)
+        return Promotion(name, version, "champion", "sha256:d", 1, (), 0.1)
+
+    monkeypatch.setattr("lorafleet_pipeline.registry.promotion.promote", promote)
+    operator = PromoteAdapterOperator(task_id="promote", adapter=name, version=2, policy=policy)
+    if comes_back:
+        operator.execute(context)
+    else:
+        with pytest.raises(AirflowSkipException, match=f"lorafleet promote {name} 2"):
+            operator.execute(context)
+    assert promoted == ([2] if comes_back else [])
 
 
 def test_a_manual_promotion_says_how(fleet: WatchedFleet, context: dict[str, Any], task_instance: TaskInstance) -> None:

@@ -20,8 +20,6 @@ from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.timeout(900)]
 
-REPEATS = int(os.environ.get("LORAFLEET_FAULT_REPEATS", "1"))
-
 
 def _digest(client: PodClient) -> str | None:
     try:
@@ -46,9 +44,8 @@ def _pid(stack: RunningStack, victim: str) -> int | None:
     return _child_pid(stack, victim) if victim in {"engine", "fetcher"} else _component_pid(stack, victim)
 
 
-@pytest.mark.parametrize("repeat", range(REPEATS))
 @pytest.mark.parametrize("victim", ["pod", "engine", "fetcher", "mlflow", "s3"])
-def test_the_pod_serves_the_same_version_after_a_kill(stack: RunningStack, victim: str, repeat: int) -> None:
+def test_the_pod_serves_the_same_version_after_a_kill(stack: RunningStack, victim: str) -> None:
     before = _digest(stack.client)
     assert before is not None
     pid = _pid(stack, victim)
@@ -68,8 +65,7 @@ def _trainings(folder: RunFolder) -> int:
     return sum("lorafleet_pipeline.training" in command and str(folder.path) in command for command in commands)
 
 
-@pytest.mark.parametrize("repeat", range(REPEATS))
-def test_a_run_survives_the_death_of_everything_around_it_and_of_its_training(stack: RunningStack, repeat: int) -> None:
+def test_a_run_survives_the_death_of_everything_around_it_and_of_its_training(stack: RunningStack) -> None:
     status = stack.stack.status()
     assert status.urls.airflow is not None
     serving = _digest(stack.client)

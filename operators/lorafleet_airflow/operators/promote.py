@@ -21,7 +21,9 @@ class PromoteAdapterOperator(PlatformOperator):
     Move the alias ``champion`` to a version and wait until the pods serve it.
 
     A version whose gate did not pass fails the task at once, whatever the policy. With the policy ``manual`` the
-    task is skipped and its log says how to promote. A version that is champion already is only waited for.
+    task is skipped and its log says how to promote. A version that is champion already is only waited for. With the
+    policy ``auto`` a version that was live and was replaced since, by a rollback for one, stays away: where spec and
+    data are unchanged, every run ends at it again.
 
     :param adapter: name of the adapter.
     :param version: the version to promote.
@@ -64,7 +66,18 @@ class PromoteAdapterOperator(PlatformOperator):
                     f"promotion.policy is manual: version {version} passed its gate and waits; set the alias champion "
                     f"at {url}, or run `lorafleet promote {self.adapter} {version}`"
                 )
+            if PromotionPolicy(self.policy) is PromotionPolicy.AUTO:
+                self._respect_a_rollback(version)
             return self._promote(version, settings)
+
+    def _respect_a_rollback(self, version: int) -> None:
+        from lorafleet_pipeline.registry.promotion import was_replaced
+
+        if was_replaced(self.adapter, version, self.registry()):
+            raise AirflowSkipException(
+                f"version {version} of {self.adapter} was live before and was replaced since: it is not promoted again "
+                f"by itself; run `lorafleet promote {self.adapter} {version}` if it is to serve"
+            )
 
     def _promote(self, version: int, settings: PlatformSettings) -> dict[str, Any]:
         from lorafleet_pipeline.registry.actor import Actor, How

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable
 from itertools import zip_longest
+from typing import NamedTuple
 
 from lorafleet_contract.aliases import STAGE_ALIASES
 from lorafleet_contract.exceptions import RegistryError, RegistryNotFound, RegistryUnavailable
@@ -51,6 +52,13 @@ LOCK_FILE = "controller.lock"
 DEFAULT_INTERVAL_S = 2.0
 
 
+class _Retry(NamedTuple):
+    """When an adapter is looked at again that could not be brought in order."""
+
+    due: float
+    pause_s: float
+
+
 class Controller:
     """One loop over the registry. `announced` says whether changes are announced to it as they are made."""
 
@@ -74,7 +82,7 @@ class Controller:
         self._changes: dict[str, list[Change]] = {}
         self._doubts: dict[str, tuple[float, float]] = {}
         """Adapters that differ without an explanation yet: since when, and when something was last heard of them."""
-        self._failed: set[str] = set()
+        self._failed: dict[str, _Retry] = {}
         self._leads = threading.Event()
         self._away_since: float | None = None
         self._told_away = False
@@ -140,19 +148,22 @@ class Controller:
                 self._doubts[name] = (self._doubts[name][0], time.monotonic())
         if any(isinstance(change, AliasChange) for _, change in post.changes):
             time.sleep(_PODS_FIRST_S)
-        return None if post.names is None else post.names | self._doubts.keys() | self._failed
+        if post.names is None:
+            return None
+        now = time.monotonic()
+        return post.names | self._doubts.keys() | {name for name, retry in self._failed.items() if now >= retry.due}
 
     def _try(self, names: frozenset[str] | None) -> None:
         try:
             self._look(names)
         except RegistryError as error:
             # Away, or its credentials are wrong: both end without our doing.
-            self._failed |= names or set()
+            self._retry(names or ())
             self._note_absence(str(error))
             time.sleep(_DOUBT_CHECK_S)
         except Exception:  # The loop must outlive any one failure: nobody else moves `live`.
             _logger.exception("the controller could not complete a look at the registry")
-            self._failed |= names or set()
+            self._retry(names or ())
             time.sleep(_RETRY_S)
         else:
             if self._told_away:
@@ -181,7 +192,7 @@ class Controller:
 
     def _read(self, name: str) -> AdapterSnapshot | None:
         # The model first: an alias of a version registered in between is then seen at the next look.
-        if self._mirror.read_model(name) is not None:
+        if self._mirror.read_model(name, with_aliased=True) is not None:  # It may be a tag that was announced.
             self._mirror.read_changes(name)
             self._mirror.read_versions(name, self._changed(name))
         return snapshot_of(self._mirror.get(name))
@@ -214,8 +225,15 @@ class Controller:
             # One adapter that the registry refuses must not keep the others waiting.
             if not is_told:
                 _logger.error("%s could not be brought in order: %s", name, error)
-            self._failed.add(name)
+            # It may last, so that it is tried less and less often.
+            pause_s = min(2 * self._failed[name].pause_s, self._interval_s) if is_told else _DOUBT_CHECK_S
+            self._failed[name] = _Retry(time.monotonic() + pause_s, pause_s)
             return 0
+
+    def _retry(self, names: Iterable[str]) -> None:
+        """Look again at names that a look did not get to."""
+        for name in names:
+            self._failed.setdefault(name, _Retry(time.monotonic(), _DOUBT_CHECK_S))
 
     def _may_be_explained(self, name: str) -> bool:
         """Whether the announcement of what was seen may still be on its way."""
@@ -270,7 +288,7 @@ class Controller:
         return 1
 
     def _forget(self, name: str) -> None:
-        self._failed.discard(name)
+        self._failed.pop(name, None)
         self._changes.pop(name, None)
         self._doubts.pop(name, None)
         self._memory = {key: observed for key, observed in self._memory.items() if key[0] != name}

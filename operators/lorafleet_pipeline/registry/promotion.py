@@ -67,6 +67,16 @@ def promote(
     return _move(registry, item, alias, before, settings, wait_s, on_progress)
 
 
+def was_replaced(name: str, version: int, registry: RegistryClient) -> bool:
+    """Whether a version was live and is no longer the champion: a person, a rollback or another run took it away.
+
+    Raises:
+        PromotionError: there is no such version.
+    """
+    was_live = Tag.SERVE_PROMOTED_AT in _version(registry, name, version).tags
+    return was_live and _aliases(registry, name).get(Alias.CHAMPION) != version
+
+
 def rollback(
     name: str,
     settings: PlatformSettings,

@@ -1,8 +1,8 @@
 """Registration: an evaluated adapter becomes a version of its registered model, whole or not at all.
 
 Order makes it so. The files are uploaded and read back first; then one call creates the version with all
-its tags. What a killed process leaves is at most a pending logged model without a version: the next try
-of the same run finds it by its run key and goes on with it.
+its tags. What a killed process leaves is at most a logged model without a version: the next try of the same
+run finds it by its run key and goes on with it, and a day later any run of the adapter removes it.
 
 A version whose gate failed is registered too, so that people see it and its reason; pods refuse it, and
 promotion does unless someone waives the gate.

@@ -21,6 +21,8 @@ from lorafleet_pipeline.storage import Storage, is_s3
 _logger = logging.getLogger(__name__)
 
 MODEL_TYPE = "lora-adapter"
+REGISTERED_AS = "lora.version"
+"""Tag of a logged model: the version that was made of it. What has it is no orphan, should the version be deleted."""
 ORPHAN_AGE_S = 24 * 3600.0
 """Age from which a registration that is not complete counts as given up."""
 
@@ -58,6 +60,7 @@ class VersionUpload:
             self._mlflow.finalize_logged_model(model.model_id, "READY")
             version = self._create_version(model)
             is_published = True
+            self._mlflow.set_logged_model_tags(model.model_id, {REGISTERED_AS: str(version)})
         except MlflowException as error:
             raise RegistrationError(f"{self._name} could not be registered: {_first_line(error)}") from error
         finally:
@@ -71,7 +74,7 @@ class VersionUpload:
         given_up = f"name = '{self._name}' AND creation_timestamp < {round((time.time() - ORPHAN_AGE_S) * 1000)}"
         for model in self._mlflow.search_logged_models([experiment], filter_string=given_up):
             key = model.tags.get(Tag.RUN_KEY.value)
-            if model.status == "PENDING" and key not in (None, self._prepared.run_key):
+            if key not in (None, self._prepared.run_key) and REGISTERED_AS not in model.tags:
                 _logger.info("removing logged model %s, which run %s left incomplete", model.model_id, key)
                 self._discard(model)
 

@@ -102,11 +102,6 @@ class TrainingJob:
         """Leave a result that needed no training."""
         result.write(self._files.result)
 
-    def discard(self) -> None:
-        """Forget an ended training, so that the next start begins anew."""
-        if self._run.training.is_dir() and not self.is_running:
-            self._process.clear()
-
     def _prepare(self, identity: TrainingIdentity) -> None:
         if self._known_identity() != identity:
             self._process.clear()

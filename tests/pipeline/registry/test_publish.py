@@ -235,19 +235,32 @@ def test_model_that_someone_else_registered_outlives_a_failed_registration(
     assert workshop.settings.registry().get_model(workshop.spec.name).aliases == {}
 
 
+@pytest.mark.parametrize("was_uploaded", [False, True])
 def test_what_a_killed_run_left_long_ago_is_removed_by_the_next_run(
-    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, was_uploaded: bool
 ) -> None:
     experiment = workshop.mlflow.create_experiment(experiment_name(workshop.spec.name))
     name, tags = workshop.spec.name, {Tag.RUN_KEY.value: "killed"}
     orphan = workshop.mlflow.create_logged_model(experiment, name=name, tags=tags)
     Storage(workshop.settings.s3).write_bytes(f"{orphan.artifact_location}/manifest.json", b"{}")
+    if was_uploaded:
+        workshop.mlflow.finalize_logged_model(orphan.model_id, "READY")
     of_others = workshop.mlflow.create_logged_model(experiment, name=name)
     first = register(workshop.spec, workshop.run("run-1"), workshop.settings)
-    assert sorted(workshop.logged_models()) == ["PENDING", "PENDING", "READY"]
+    assert len(workshop.logged_models()) == 3
     monkeypatch.setattr(upload, "ORPHAN_AGE_S", 0.0)
     register(workshop.spec, workshop.run("run-2"), workshop.settings)
     assert sorted(workshop.logged_models()) == ["PENDING", "READY", "READY"]
     assert workshop.mlflow.get_logged_model(of_others.model_id).status == "PENDING"
     assert Storage(workshop.settings.s3).list(str(orphan.artifact_location)) == []
+    assert len(Storage(workshop.settings.s3).list(first.uri)) == len(FILES)
+
+
+def test_files_of_a_deleted_version_stay_with_its_logged_model(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = register(workshop.spec, workshop.run("run-1"), workshop.settings)
+    workshop.mlflow.delete_model_version(workshop.spec.name, str(first.version))
+    monkeypatch.setattr(upload, "ORPHAN_AGE_S", 0.0)
+    register(workshop.spec, workshop.run("run-2"), workshop.settings)
     assert len(Storage(workshop.settings.s3).list(first.uri)) == len(FILES)

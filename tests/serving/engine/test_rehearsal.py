@@ -29,7 +29,8 @@ def forms():
     return {f"{item.py_func.__module__}.{item.__name__}": len(item.overloads) for item in found.values()}
 
 model, adapter, dtype, weights = sys.argv[1:]
-engine = Engine(EngineConfig(Path(model), dtype=DType(dtype), weights=WeightFormat(weights), kv_cache_bytes=8 << 20, num_threads=2))
+options = {"dtype": DType(dtype), "weights": WeightFormat(weights), "kv_cache_bytes": 8 << 20, "num_threads": 2}
+engine = Engine(EngineConfig(Path(model), **options))
 engine.rehearse()
 before = forms()
 engine.load_adapter("adapter", Path(adapter))

@@ -82,6 +82,8 @@ def _linear_part(
     # By half panels, so that the parts are of one size.
     num_halves = out_features // NUM_ELEMENTS
     first, last = num_halves * part // num_parts, num_halves * (part + 1) // num_parts
+    if first == last:
+        return
     inputs = matrix(x, num_rows, num_pairs, _PAIR)
     weight = matrix(panels, out_features // PANEL_OUTPUTS, num_pairs * 2 * PANEL_OUTPUTS, tag)
     outputs = matrix(y, num_rows, out_features, tag)

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from lorafleet_serving.kernels.cpu import compile_cache
 from lorafleet_serving.kernels.cpu.compile_cache import cache_folder
 
+KERNELS = Path(compile_cache.__file__).parent.parent
 CALL = """
 import torch
 from lorafleet_serving.kernels.cpu.kernels import CpuKernels
@@ -34,8 +37,21 @@ def test_operators_run_where_no_cache_can_be_written() -> None:
 
 def test_a_folder_is_made_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "lorafleet" / "compiled"
+    assert cache_folder().parent == tmp_path / "lorafleet" / "compiled"
     assert cache_folder().stat().st_mode & 0o077 == 0
+
+
+def test_another_state_of_any_source_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    sources = tmp_path / "kernels"
+    shutil.copytree(KERNELS, sources)
+    before = cache_folder(sources)
+    assert before == cache_folder(KERNELS)
+    for name in ("cpu/lora_pairs.py", "lora_table.py"):
+        with (sources / name).open("a") as file:
+            file.write("# Another state.\n")
+        assert cache_folder(sources) != before
+        before = cache_folder(sources)
 
 
 def test_a_folder_of_somebody_else_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
