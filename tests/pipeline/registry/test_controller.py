@@ -238,6 +238,24 @@ def test_changes_announced_to_one_that_waits_are_not_made_again_when_it_takes_ov
     assert managed.aliases(name)["champion"] == 2
 
 
+def test_an_announced_tag_of_a_champion_is_read_at_once(
+    managed: Fleet, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorafleet_contract.mirror._OVERLAP_MS", 0)  # As if the version was made long ago.
+    name = managed.adapter()
+    digest = managed.tags(name, 1)[Tag.LORA_DIGEST]
+    managed.mlflow.delete_model_version_tag(name, "1", Tag.LORA_DIGEST)
+    managed.set_alias(name, "champion", 1)
+    controller = beside()
+    controller.run_once()
+    assert managed.aliases(name) == {"champion": 1}
+    managed.registry.set_version_tag(name, 1, Tag.LORA_DIGEST, digest)
+    managed.pod.sync(name)
+    controller._pods.ask()
+    controller._look({name})
+    assert managed.aliases(name)["live"] == 1
+
+
 def test_managed_registry_is_asked_with_the_credentials_of_the_settings(tmp_path: Path) -> None:
     with _GuardedRegistry("Bearer t0ken") as registry:
         settings = PlatformSettings(home=tmp_path, work_dir=tmp_path, mlflow_url=registry.url, mlflow_token="t0ken")
