@@ -27,11 +27,7 @@ from lorafleet_pipeline.training.worker import (
     try_lock,
     write_json,
 )
-
-_SHARED_CORES = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
-"""OpenMP's threads spin while they wait, which takes the core from the thread that they wait for wherever other
-processes compute too: beside a busy test run a training step took six times as long. On an idle machine sleeping at
-once costs it a quarter. So they spin for a fraction of a millisecond, and then sleep."""
+from lorafleet_serving.engine.openmp import BRIEF_WAITS
 
 _POLL_S = 0.1
 _START_S = 30.0
@@ -91,7 +87,7 @@ class StepProcess:
             with self._files.log.open("ab") as log:
                 self._child = subprocess.Popen(
                     [*self._command, LOCK_FD_OPTION, str(descriptor)],
-                    env={**_SHARED_CORES, **os.environ, **environ},
+                    env={**BRIEF_WAITS, **os.environ, **environ},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

@@ -128,7 +128,7 @@ class Engine:
             logits = self._runner.run(chunks, self._adapters.weights)
             outputs += self._postprocess(chunks, None if logits is None else self._sampler(logits))
             self._num_steps += 1
-            num_decodes = sum(chunk.num_tokens == 1 for chunk in chunks)
+            num_decodes = self._scheduler.num_decoding
             num_tokens = sum(chunk.num_tokens for chunk in chunks)
             self._pace.observe(num_decodes, num_tokens - num_decodes, time.perf_counter() - started)
         elif not outputs:

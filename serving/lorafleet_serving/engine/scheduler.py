@@ -51,9 +51,8 @@ class Residency(Protocol):
 class Pace(Protocol):
     """Keeps steps short."""
 
-    @property
-    def num_tokens(self) -> int:
-        """How many tokens of prompts the next step may take, if it decodes."""
+    def num_tokens(self, num_decodes: int) -> int:
+        """How many tokens of prompts the next step may take beside decodes, at least one."""
         ...
 
 
@@ -97,6 +96,8 @@ class Scheduler:
         self.running: list[Sequence] = []
         """In order of arrival."""
         self.num_preemptions = 0
+        self.num_decoding = 0
+        """Sequences that only go on with their answers, in the step that was last planned."""
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
@@ -108,8 +109,9 @@ class Scheduler:
         self._make_way()
         chunks = self._schedule_decodes()
         budget = self._max_batched_tokens - sum(chunk.num_rows for chunk in chunks)
+        self.num_decoding = len(chunks)
         if chunks:
-            budget = min(budget, self._pace.num_tokens)
+            budget = min(budget, self._pace.num_tokens(len(chunks)))
         return chunks + self._schedule_prefills(budget)
 
     def keep(self, sequence: Sequence, num_tokens: int) -> None:

@@ -40,7 +40,10 @@ class Slots:
 class SteadyPace(NamedTuple):
     """The same at every step."""
 
-    num_tokens: int
+    most_tokens: int
+
+    def num_tokens(self, num_decodes: int) -> int:
+        return self.most_tokens
 
 
 @dataclass

@@ -9,8 +9,8 @@ def settle(pace: PrefillPace, decode_s: float, token_s: float, num_steps: int = 
     """How many times a decode the last of some steps took, on a machine with such costs."""
     for _ in range(num_steps):
         pace.observe(8, 0, decode_s)
-        seconds = decode_s + pace.num_tokens * token_s
-        pace.observe(8, pace.num_tokens, seconds)
+        seconds = decode_s + pace.num_tokens(8) * token_s
+        pace.observe(8, pace.num_tokens(8), seconds)
     return seconds / decode_s
 
 
@@ -28,25 +28,53 @@ def test_steps_follow_a_prompt_that_becomes_dearer() -> None:
 def test_a_prompt_goes_on_even_where_its_tokens_are_dear() -> None:
     pace = PrefillPace(2.5, 512)
     settle(pace, 0.001, 0.1)
-    assert pace.num_tokens == FEWEST_TOKENS
+    assert pace.num_tokens(8) == FEWEST_TOKENS
 
 
 def test_no_more_than_the_budget_of_a_step_is_taken() -> None:
     pace = PrefillPace(1000.0, 64)
     settle(pace, 0.03, 0.00001)
-    assert pace.num_tokens == 64
+    assert pace.num_tokens(8) == 64
 
 
 def test_one_quick_step_does_not_make_the_next_one_long() -> None:
     pace = PrefillPace(2.5, 512)
     settle(pace, 0.03, 0.001)
-    before = pace.num_tokens
+    before = pace.num_tokens(8)
     pace.observe(8, before, 0.03)
-    assert pace.num_tokens <= 1.5 * before
+    assert pace.num_tokens(8) <= 1.5 * before
+
+
+def test_each_number_of_decodes_has_a_cost_of_its_own() -> None:
+    pace = PrefillPace(2.5, 512)
+    for _ in range(30):
+        pace.observe(1, 0, 0.01)
+        pace.observe(32, 0, 0.04)
+        for num_decodes, decode_s in ((1, 0.01), (32, 0.04)):
+            num_tokens = pace.num_tokens(num_decodes)
+            pace.observe(num_decodes, num_tokens, decode_s + num_tokens * 0.001)
+    assert pace.num_tokens(1) == pytest.approx(15, abs=1)
+    for _ in range(5):
+        pace.observe(32, 20, 0.06)
+    assert pace.num_tokens(32) == pytest.approx(60, abs=1)
+    assert pace.num_tokens(1) == pytest.approx(15, abs=1)
+
+
+def test_decoding_is_measured_where_prompts_never_end() -> None:
+    """From one sequence to many without a step that only decodes."""
+    pace = PrefillPace(2.5, 512)
+    pace.observe(1, 0, 0.008)
+    taken = []
+    for _ in range(200):
+        num_tokens = pace.num_tokens(32)
+        pace.observe(32, num_tokens, 0.03 + num_tokens * 0.0005)
+        taken.append(num_tokens)
+    assert max(taken[-60:]) == pytest.approx(90, abs=5)
+    assert sum(taken) / len(taken) > 70
 
 
 def test_steps_without_decodes_teach_nothing() -> None:
     pace = PrefillPace(2.5, 512)
-    before = pace.num_tokens
+    before = pace.num_tokens(8)
     pace.observe(0, 512, 10.0)
-    assert pace.num_tokens == before
+    assert pace.num_tokens(8) == before
