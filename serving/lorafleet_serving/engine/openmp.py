@@ -1,9 +1,9 @@
 """How OpenMP's threads wait for each other.
 
-A step of the engine is some hundred parallel regions, microseconds apart: a thread that sleeps between them is woken too late, and
-costs the step half its speed. One that spins until it is needed takes the core from whom it waits for, wherever other
-processes compute too: beside a busy test run a training step took six times as long. So they spin for a small part of a
-millisecond, just longer than the pauses between regions, and then sleep.
+A step of the engine is some hundred parallel regions, microseconds apart: a thread that sleeps between them is woken
+too late, and costs the step half its speed. One that spins until it is needed takes the core from whom it waits for,
+wherever other processes compute too: beside a busy test run a training step took six times as long. So they spin for a
+small part of a millisecond, just longer than the pauses between regions, and then sleep.
 """
 
 from __future__ import annotations
