@@ -59,7 +59,6 @@ class LayerParts(NamedTuple):
     """[hidden_size] in fp32"""
     gate_up: LinearParts
     down: LinearParts
-    head_dim: int
     eps: float
     """Of all norms."""
     activation: Activation

@@ -62,7 +62,6 @@ class LlamaLayer:
             mlp_norm=self.mlp_norm.weight,
             gate_up=mlp.gate_up.parts,
             down=mlp.down.parts,
-            head_dim=attention.head_dim,
             eps=self.attention_norm.eps,
             activation=mlp.activation,
         )

@@ -8,7 +8,7 @@ attention are shared.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
@@ -39,23 +39,51 @@ _NO_UNITS = np.empty((0, 3), dtype=np.int64)
 _NO_TABLES = np.empty((0, 0, 0), dtype=np.int64)
 
 
+class _Model(NamedTuple):
+    """What does not change from step to step."""
+
+    layers: Ints
+    """[num_layers, _LAYER_WIDTH]"""
+    buffers: tuple[int, ...]
+    """Their addresses."""
+    shape: tuple[int, int, int, int]
+    """num_heads, num_kv_heads, head_dim, num_slots"""
+    num_normed: int
+    """Heads that are normalized."""
+    eps: float
+    is_gelu: bool
+    num_parts: int
+    """Parts that the outputs of a product are computed in at the same time."""
+
+
+class _Step(NamedTuple):
+    """What does: as `rotation.rotate_and_store`, `attention.paged_decode` and `lora.add_lora` take it."""
+
+    num_rows: int
+    cos: int
+    sin: int
+    rotary_dim: int
+    slots: Ints
+    rows: Ints
+    tables: Ints
+    context_lens: Ints
+    block_size: int
+    units: Ints
+    lora_tables: Ints
+
+
 class CompiledLayers:
     """The layers of one model, with buffers for as many rows as it takes."""
 
     def __init__(self, tag: Tag, layers: Sequence[LayerParts], products: Sequence[Sequence[CompiledProduct]]) -> None:
-        first = layers[0]
         self._tag = tag
         self._parts = layers  # What the addresses in the table are of.
         self._table = np.array([_row(*layer) for layer in zip(layers, products, strict=True)], dtype=np.int64)
         self._most_rows = min(product.most_rows for row in products for product in row)
         self._num_parts = products[0][0].num_parts
-        self._head_dim = first.head_dim
-        self._num_heads = first.output.in_features // first.head_dim
-        self._num_normed = 0 if first.head_norm is None else first.head_norm.shape[0]
-        self._eps = first.eps
-        self._is_gelu = first.activation is Activation.GELU_TANH
         self._caches: Sequence[LayerCache] = ()
         self._buffers: list[Tensor] = []
+        self._model: _Model | None = None
 
     @classmethod
     def of(cls, tag: Tag, layers: Sequence[LayerParts]) -> CompiledLayers | None:
@@ -79,22 +107,28 @@ class CompiledLayers:
         num_rows = x.shape[0]
         if num_rows > self._most_rows or attention.prefills or (lora is not None and lora.long_runs):
             return None
-        if caches is not self._caches:
-            self._bind(x, caches)
-        num_kv_heads, num_slots, _ = caches[0].keys.shape
-        run_layers(
-            *(self._tag, self._table, x.data_ptr(), num_rows, self._addresses, self._eps, self._is_gelu),
-            *(angles.cos.data_ptr(), angles.sin.data_ptr(), angles.cos.shape[-1], self._num_normed),
-            *(attention.slots, attention.rows, attention.tables, attention.context_lens, attention.block_size),
-            (self._num_heads, num_kv_heads, self._head_dim, num_slots),
-            *((_NO_UNITS, _NO_TABLES) if lora is None else (lora.units, lora.tables)),
-            self._num_parts,
+        if self._model is None or caches is not self._caches:
+            self._caches = caches
+            self._model = self._bound(x)
+        step = _Step(
+            num_rows=num_rows,
+            cos=angles.cos.data_ptr(),
+            sin=angles.sin.data_ptr(),
+            rotary_dim=angles.cos.shape[-1],
+            slots=attention.slots,
+            rows=attention.rows,
+            tables=attention.tables,
+            context_lens=attention.context_lens,
+            block_size=attention.block_size,
+            units=_NO_UNITS if lora is None else lora.units,
+            lora_tables=_NO_TABLES if lora is None else lora.tables,
         )
+        run_layers(self._tag, x.data_ptr(), self._model, step)
         return self._buffers[_ADDED][:num_rows]
 
-    def _bind(self, x: Tensor, caches: Sequence[LayerCache]) -> None:
-        """Note where the caches lie, and make the buffers."""
-        for row, cache in zip(self._table, caches, strict=True):
+    def _bound(self, x: Tensor) -> _Model:
+        """The model with its caches, and with new buffers for rows like x."""
+        for row, cache in zip(self._table, self._caches, strict=True):
             row[_KEYS], row[_VALUES] = cache.keys.data_ptr(), cache.values.data_ptr()
         first = self._parts[0]
         widths = [0] * _NUM_BUFFERS
@@ -102,8 +136,16 @@ class CompiledLayers:
         widths[_PROJECTED], widths[_ATTENDED] = first.qkv.out_features, first.output.in_features
         widths[_GATED], widths[_ACTIVE] = first.gate_up.out_features, first.down.in_features
         self._buffers = [x.new_empty(self._most_rows, width) for width in widths]
-        self._addresses = tuple(buffer.data_ptr() for buffer in self._buffers)
-        self._caches = caches
+        num_kv_heads, num_slots, head_dim = self._caches[0].keys.shape
+        return _Model(
+            layers=self._table,
+            buffers=tuple(buffer.data_ptr() for buffer in self._buffers),
+            shape=(first.output.in_features // head_dim, num_kv_heads, head_dim, num_slots),
+            num_normed=0 if first.head_norm is None else first.head_norm.shape[0],
+            eps=first.eps,
+            is_gelu=first.activation is Activation.GELU_TANH,
+            num_parts=self._num_parts,
+        )
 
 
 def _linears(layer: LayerParts) -> tuple[LinearParts, ...]:
@@ -121,94 +163,77 @@ def _row(layer: LayerParts, products: Sequence[CompiledProduct]) -> list[int]:
 
 
 @compiled
-def run_layers(
-    tag: Tag,
-    layers: Ints,
-    x: int,
-    num_rows: int,
-    buffers: tuple[int, int, int, int, int, int],
-    eps: float,
-    is_gelu: bool,
-    cos: int,
-    sin: int,
-    rotary_dim: int,
-    num_normed: int,
-    slots: Ints,
-    rows: Ints,
-    tables: Ints,
-    context_lens: Ints,
-    block_size: int,
-    shape: tuple[int, int, int, int],
-    units: Ints,
-    lora_tables: Ints,
-    num_parts: int,
-) -> None:
+def run_layers(tag: Tag, x: int, model: _Model, step: _Step) -> None:
     """Compute all layers; what the last adds to the residual stays in its buffer.
 
     Args:
         tag: format of all activations.
-        layers: [num_layers, _LAYER_WIDTH]
         x: address of the residual, [num_rows, hidden_size].
-        num_rows: rows of the step.
-        buffers: their addresses.
-        eps: of all norms.
-        is_gelu: as for `gate.activate_mul`.
-        cos: as for `rotation.rotate_and_store`, like sin, rotary_dim, slots and shape.
-        num_normed: heads that are normalized.
-        rows: as for `attention.paged_decode`, like tables, context_lens and block_size.
-        units: as for `lora.add_lora`.
-        lora_tables: its tables by site.
-        num_parts: parts that the outputs of a product are computed in at the same time.
+        model: what does not change from step to step.
+        step: what does.
     """
-    hidden_size = layers[0, _QKV + _IN_FEATURES]
-    num_heads, num_kv_heads, head_dim, _ = shape
-    num_parted = num_heads + 2 * num_kv_heads
-    scale = head_dim**-0.5
-    normed, projected, attended, added = buffers[_NORMED], buffers[_PROJECTED], buffers[_ATTENDED], buffers[_ADDED]
-    gated, active = buffers[_GATED], buffers[_ACTIVE]
-    for number in range(layers.shape[0]):
-        layer = layers[number]
-        keys, values = layer[_KEYS], layer[_VALUES]
-        for row in range(num_rows):
-            if number:
-                norm.add_row(tag, x, added, row, hidden_size)
-            norm.normalize_row(tag, x, layer[_ATTENTION_NORM], normed, row, hidden_size, np.float32(eps))
-        _linear(tag, normed, projected, num_rows, layer[_QKV:], units, lora_tables, num_parts)
-        for row in range(num_rows):
-            if num_normed:
-                norm.normalize_heads(
-                    tag, projected, layer[_HEAD_NORM], row * num_parted, head_dim, num_normed, np.float32(eps)
-                )
-            rotation.rotate_and_store_row(tag, projected, cos, sin, rotary_dim, keys, values, row, slots[row], shape)
-        attention.paged_decode(
-            tag, projected, keys, values, attended, rows, tables, context_lens, shape, num_parted * head_dim,
-            block_size, scale,
-        )  # fmt: skip
-        _linear(tag, attended, added, num_rows, layer[_OUTPUT:], units, lora_tables, num_parts)
-        for row in range(num_rows):
-            norm.add_row(tag, x, added, row, hidden_size)
-            norm.normalize_row(tag, x, layer[_MLP_NORM], normed, row, hidden_size, np.float32(eps))
-        _linear(tag, normed, gated, num_rows, layer[_GATE_UP:], units, lora_tables, num_parts)
-        for row in range(num_rows):
-            gate.activate_mul_row(tag, is_gelu, gated, active, row, layer[_DOWN + _IN_FEATURES])
-        _linear(tag, active, added, num_rows, layer[_DOWN:], units, lora_tables, num_parts)
+    for number in range(model.layers.shape[0]):
+        _attend(tag, x, number > 0, model.layers[number], model, step)
+        _feed_forward(tag, x, model.layers[number], model, step)
 
 
 @compiled
-def _linear(
-    tag: Tag, x: int, y: int, num_rows: int, linear: Any, units: Ints, lora_tables: Ints, num_parts: int
-) -> None:
+def _attend(tag: Tag, x: int, is_added: bool, layer: Any, model: _Model, step: _Step) -> None:
+    """Attention behind its norm; `is_added` says whether a layer before has left something to add."""
+    projected, attended = model.buffers[_PROJECTED], model.buffers[_ATTENDED]
+    num_heads, num_kv_heads, head_dim, _ = model.shape
+    num_parted = num_heads + 2 * num_kv_heads
+    _normalize(tag, x, is_added, layer[_ATTENTION_NORM], layer[_QKV + _IN_FEATURES], model, step)
+    _linear(tag, model.buffers[_NORMED], projected, layer[_QKV:], model, step)
+    for row in range(step.num_rows):
+        if model.num_normed:
+            first, eps = row * num_parted, np.float32(model.eps)
+            norm.normalize_heads(tag, projected, layer[_HEAD_NORM], first, head_dim, model.num_normed, eps)
+        rotation.rotate_and_store_row(
+            tag, projected, step.cos, step.sin, step.rotary_dim, layer[_KEYS], layer[_VALUES], row, step.slots[row],
+            model.shape,
+        )  # fmt: skip
+    attention.paged_decode(
+        tag, projected, layer[_KEYS], layer[_VALUES], attended, step.rows, step.tables, step.context_lens, model.shape,
+        num_parted * head_dim, step.block_size, head_dim**-0.5,
+    )  # fmt: skip
+    _linear(tag, attended, model.buffers[_ADDED], layer[_OUTPUT:], model, step)
+
+
+@compiled
+def _feed_forward(tag: Tag, x: int, layer: Any, model: _Model, step: _Step) -> None:
+    """The feed-forward part behind its norm."""
+    gated, active = model.buffers[_GATED], model.buffers[_ACTIVE]
+    _normalize(tag, x, True, layer[_MLP_NORM], layer[_GATE_UP + _IN_FEATURES], model, step)
+    _linear(tag, model.buffers[_NORMED], gated, layer[_GATE_UP:], model, step)
+    for row in range(step.num_rows):
+        gate.activate_mul_row(tag, model.is_gelu, gated, active, row, layer[_DOWN + _IN_FEATURES])
+    _linear(tag, active, model.buffers[_ADDED], layer[_DOWN:], model, step)
+
+
+@compiled
+def _normalize(tag: Tag, x: int, is_added: bool, weight: int, num_columns: int, model: _Model, step: _Step) -> None:
+    """Add what is to be added to the residual, and normalize it."""
+    for row in range(step.num_rows):
+        if is_added:
+            norm.add_row(tag, x, model.buffers[_ADDED], row, num_columns)
+        norm.normalize_row(tag, x, weight, model.buffers[_NORMED], row, num_columns, np.float32(model.eps))
+
+
+@compiled
+def _linear(tag: Tag, x: int, y: int, linear: Any, model: _Model, step: _Step) -> None:
     """One linear layer with its adapters."""
-    shape = (num_rows, linear[_IN_FEATURES], linear[_OUT_FEATURES])
+    shape = (step.num_rows, linear[_IN_FEATURES], linear[_OUT_FEATURES])
+    weight, bias, num_parts = linear[_WEIGHT], linear[_BIAS], model.num_parts
     if linear[_KIND] == _PANELS:
-        _multiply_panels(tag, x, linear[_WEIGHT], linear[_BIAS], y, shape, num_parts)
+        _multiply_panels(tag, x, weight, bias, y, shape, num_parts)
     elif linear[_KIND] == _INT8:
         scales, input_scales = linear[_WEIGHT + 1], linear[_WEIGHT + 2]
-        int8.linear(tag, x, linear[_WEIGHT], scales, input_scales, linear[_BIAS], y, shape, num_parts)
+        int8.linear(tag, x, weight, scales, input_scales, bias, y, shape, num_parts)
     else:
-        nf4.linear(tag, x, linear[_WEIGHT], linear[_WEIGHT + 1], linear[_BIAS], y, shape, num_parts)
-    if units.shape[0]:
-        lora.add_lora(tag, x, y, shape[1], shape[2], units, lora_tables[linear[_SITE]])
+        nf4.linear(tag, x, weight, linear[_WEIGHT + 1], bias, y, shape, num_parts)
+    if step.units.shape[0]:
+        lora.add_lora(tag, x, y, shape[1], shape[2], step.units, step.lora_tables[linear[_SITE]])
 
 
 def _multiply_panels(tag: Tag, x: int, weight: int, bias: int, y: int, shape: tuple[int, int, int], n: int) -> None:
