@@ -15,7 +15,7 @@ MODEL_HEADERS = {
 """Headers of every answer, and what they tell."""
 ADAPTER_HEADERS = {"x-adapter-id": "The adapter that was asked for", "x-adapter-source": "Where it came from"}
 """Headers of an answer by an adapter."""
-_TIMES = {
+TIMING_HEADERS = {
     "x-compute-time": "Milliseconds from the request to the last token",
     "x-total-time": "Milliseconds from the request to the last token",
     "x-validation-time": "Milliseconds before the engine took the request",
@@ -24,23 +24,24 @@ _TIMES = {
     "x-time-per-token": "Milliseconds of computing by generated token",
     "x-time-to-first-token": "Milliseconds from the request to the first token",
     "x-time-per-output-token": "Milliseconds from token to token after the first",
-}
-_COUNTS = {
     "x-prompt-tokens": "Tokens of the prompt",
     "x-generated-tokens": "Tokens of the answer",
     "x-skipped-tokens": "Tokens of the prompt that were left out: always none",
     "x-total-tokens": "Tokens of prompt and answer",
 }
-TIMING_HEADERS = _TIMES | _COUNTS
 """Headers of an answer that had ended before it was sent."""
 
 
 def model_headers(pod: Pod, answer: Answer, num_characters: int, adapter_id: str) -> dict[str, str]:
     """What is known when an answer begins; `adapter_id` is empty for the base model."""
-    model = (pod.config.engine.device.partition(":")[0], str(num_characters), pod.config.base_id)
-    headers = answer.headers | dict(zip(MODEL_HEADERS, model, strict=True))
+    headers = {
+        **answer.headers,
+        "x-compute-type": pod.config.engine.device.partition(":")[0],
+        "x-compute-characters": str(num_characters),
+        "x-model-id": pod.config.base_id,
+    }
     if adapter_id:
-        headers |= dict(zip(ADAPTER_HEADERS, (adapter_id, _SOURCE), strict=True))
+        headers |= {"x-adapter-id": adapter_id, "x-adapter-source": _SOURCE}
     return headers
 
 
@@ -48,18 +49,23 @@ def timing_headers(answer: Answer, num_tokens: int) -> dict[str, str]:
     """What is known when it has ended; times are in milliseconds."""
     timing = answer.timing
     inference_s = max(timing.total_s - timing.queue_s, 0.0)
-    times = (
-        timing.validation_s + timing.total_s,
-        timing.validation_s + timing.total_s,
-        timing.validation_s,
-        timing.queue_s,
-        inference_s,
-        inference_s / max(num_tokens, 1),
-        timing.validation_s + timing.first_token_s,
-        max(timing.total_s - timing.first_token_s, 0.0) / max(num_tokens - 1, 1),
-    )
-    counts = (answer.num_prompt, num_tokens, 0, answer.num_prompt + num_tokens)
+    times = {
+        "x-compute-time": timing.validation_s + timing.total_s,
+        "x-total-time": timing.validation_s + timing.total_s,
+        "x-validation-time": timing.validation_s,
+        "x-queue-time": timing.queue_s,
+        "x-inference-time": inference_s,
+        "x-time-per-token": inference_s / max(num_tokens, 1),
+        "x-time-to-first-token": timing.validation_s + timing.first_token_s,
+        "x-time-per-output-token": max(timing.total_s - timing.first_token_s, 0.0) / max(num_tokens - 1, 1),
+    }
+    counts = {
+        "x-prompt-tokens": answer.num_prompt,
+        "x-generated-tokens": num_tokens,
+        "x-skipped-tokens": 0,
+        "x-total-tokens": answer.num_prompt + num_tokens,
+    }
     return {
-        **{name: f"{seconds * 1000:.3f}" for name, seconds in zip(_TIMES, times, strict=True)},
-        **{name: str(count) for name, count in zip(_COUNTS, counts, strict=True)},
+        **{name: f"{seconds * 1000:.3f}" for name, seconds in times.items()},
+        **{name: str(count) for name, count in counts.items()},
     }

@@ -213,7 +213,9 @@ def _failures(path: str, route: _Route, components: _Components) -> Json:
         if status == 401:
             failures[str(status)]["headers"] = {"WWW-Authenticate": _header("How to show a key")}
         if status in FINAL_STATUSES:
-            failures[str(status)]["headers"] = {"X-Should-Retry": _header("`false`: the same request would fail again")}
+            failures[str(status)]["headers"] = {
+                "X-Should-Retry": _header("`false`: to ask again is for the caller to decide")
+            }
     if route.unready is not None:
         schema = components.schema(route.unready)
         failures["503"] = {"description": "It is not", "content": {_JSON: {"schema": schema}}}

@@ -5,7 +5,8 @@ not hold up running answers. What a prompt's token costs depends on machine, mod
 what decoding costs on the number of sequences; so both are measured all the time instead of set. Prompts get at least
 the share `1 - 1 / max_stretch` of the time.
 
-Where prompts come without end no step only decodes: then one in many takes a single token of them, and shows it.
+Where prompts come without end no step only decodes: then one in many, which do not count for that share, takes a single
+token of them, and shows it.
 """
 
 from __future__ import annotations

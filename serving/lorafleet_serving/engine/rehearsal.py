@@ -32,7 +32,7 @@ def rehearse(runner: ModelRunner, num_sites: int, longest: int, block_size: int)
     # The last step comes two tokens after the prompt.
     prompts = [max(1, min(_PROMPT_LEN, longest - 2)), *[1] * (_NUM_SEQUENCES - 1)]
     sequences = [_sequence(num_tokens, longest, block_size) for num_tokens in prompts]
-    for members in (sequences, sequences, sequences[:1]):
+    for members in (sequences, sequences, sequences[:1])[:longest]:  # Each adds a token.
         _compute(runner, members, adapter)
 
 

@@ -70,6 +70,15 @@ def test_answers_are_the_same_after_it(tmp_path: Path) -> None:
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("longest", [1, 2, 3])
+def test_the_shortest_sequences_are_enough(tmp_path: Path, longest: int) -> None:
+    write_model(tmp_path, "llama")
+    config = EngineConfig(
+        tmp_path, dtype=DType.FP32, kv_cache_bytes=1 << 20, block_size=2, num_threads=1, max_model_len=longest
+    )
+    Engine(config).rehearse()
+
+
 def test_the_smallest_cache_is_enough(tmp_path: Path) -> None:
     write_model(tmp_path, "llama")
     engine = Engine(EngineConfig(tmp_path, dtype=DType.FP32, kv_cache_bytes=8 << 10, block_size=2, num_threads=1))
