@@ -7,12 +7,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lorafleet_serving.kernels import nf4
 from lorafleet_serving.kernels.nf4 import Nf4Weight
 from lorafleet_serving.kernels.weight_format import WeightFormat
 
-GROUP_SIZE = 32
+INT8_GROUP_SIZE = 64
+"""Weights of a row that share a scale in 8 bits: a large one leaves few steps to none but these."""
+INT4_GROUP_SIZE = 32
 """Weights of a row that share a scale and an offset in 4 bits."""
 _HIGHEST_INT8 = 127
 _HIGHEST_INT4 = 15
@@ -33,19 +36,18 @@ class PlainWeight(NamedTuple):
 
 
 class Int8Weight(NamedTuple):
-    """W = scale of the output * code * scale of the input."""
+    """W = scale of the group * code, groups along the inputs."""
 
     codes: Tensor
     """[out_features, in_features] int8, -127 to 127"""
     scales: Tensor
-    """[out_features] in fp32"""
-    input_scales: Tensor
-    """[in_features] in fp32"""
+    """[out_features, num_groups] in bf16; the last group of a row may be smaller"""
     dtype: torch.dtype
 
     def dense(self) -> Tensor:
         """The weight that is served."""
-        return (self.codes.float() * self.scales.unsqueeze(1) * self.input_scales).to(self.dtype)
+        scales = self.scales.float().repeat_interleave(INT8_GROUP_SIZE, dim=1)[:, : self.codes.shape[1]]
+        return (self.codes * scales).to(self.dtype)
 
 
 class Int4Weight(NamedTuple):
@@ -54,12 +56,12 @@ class Int4Weight(NamedTuple):
     codes: Tensor
     """[out_features, in_features] int32, 0 to 15"""
     scales_and_offsets: Tensor
-    """[in_features / GROUP_SIZE, out_features, 2] in the model's format"""
+    """[in_features / INT4_GROUP_SIZE, out_features, 2] in the model's format"""
 
     def dense(self) -> Tensor:
         """The weight that is served."""
         scales, offsets = self.scales_and_offsets.float().permute(2, 1, 0).unsqueeze(-1)
-        centred = (self.codes - _MIDDLE_INT4).view(self.codes.shape[0], -1, GROUP_SIZE)
+        centred = (self.codes - _MIDDLE_INT4).view(self.codes.shape[0], -1, INT4_GROUP_SIZE)
         weight: Tensor = (centred * scales + offsets).flatten(1).to(self.scales_and_offsets.dtype)
         return weight
 
@@ -77,25 +79,22 @@ def quantize(weight: Tensor, form: WeightFormat, out_features: Sequence[int]) ->
     """
     if form is WeightFormat.NF4:
         return _nf4(weight, out_features)
-    if form is WeightFormat.INT4 and weight.shape[0] % _INT4_OUTPUTS == 0 and weight.shape[1] % GROUP_SIZE == 0:
+    if form is WeightFormat.INT4 and weight.shape[0] % _INT4_OUTPUTS == 0 and weight.shape[1] % INT4_GROUP_SIZE == 0:
         return _int4(weight)
     return PlainWeight(weight) if form is WeightFormat.MODEL else _int8(weight)
 
 
 def _int8(weight: Tensor) -> Int8Weight:
-    # An input with a large weight would leave few steps to the others of its output: inputs and outputs share the range
-    # evenly, as SmoothQuant shares it between inputs and weights (Xiao et al. 2023, section 4, with its strength 0.5).
-    # Each weight counts against the largest of its output, so that no error exceeds half a step without this.
-    wide = weight.float()
-    input_scales = (wide.abs() / _divisor(wide.abs().amax(1)).unsqueeze(1)).amax(0).sqrt()
-    wide = wide / _divisor(input_scales)
-    scales = wide.abs().amax(1) / _HIGHEST_INT8
-    codes = (wide / _divisor(scales).unsqueeze(1)).round_().clamp_(-_HIGHEST_INT8, _HIGHEST_INT8)
-    return Int8Weight(codes.to(torch.int8), scales, input_scales, weight.dtype)
+    out_features, in_features = weight.shape
+    filled = F.pad(weight.float(), (0, -in_features % INT8_GROUP_SIZE)).view(out_features, -1, INT8_GROUP_SIZE)
+    # Rounded first, so that the codes make up for what the rounding takes.
+    scales = (filled.abs().amax(2) / _HIGHEST_INT8).bfloat16()
+    steps = (filled / _divisor(scales.float()).unsqueeze(2)).round_().clamp_(-_HIGHEST_INT8, _HIGHEST_INT8)
+    return Int8Weight(steps.to(torch.int8).flatten(1)[:, :in_features], scales, weight.dtype)
 
 
 def _int4(weight: Tensor) -> Int4Weight:
-    groups = weight.float().view(weight.shape[0], -1, GROUP_SIZE)  # [out_features, num_groups, GROUP_SIZE]
+    groups = weight.float().view(weight.shape[0], -1, INT4_GROUP_SIZE)  # [out_features, num_groups, INT4_GROUP_SIZE]
     lowest, highest = groups.aminmax(dim=2, keepdim=True)
     # Rounded first, so that the codes make up for what the rounding takes.
     scales = ((highest - lowest) / _HIGHEST_INT4).to(weight.dtype)

@@ -6,7 +6,15 @@ from torch import Tensor
 
 from lorafleet_serving.kernels.nf4 import Nf4Weight
 from lorafleet_serving.kernels.weight_format import WeightFormat
-from lorafleet_serving.kernels.weights import GROUP_SIZE, Int4Weight, Int8Weight, PlainWeight, Weight, quantize
+from lorafleet_serving.kernels.weights import (
+    INT4_GROUP_SIZE,
+    INT8_GROUP_SIZE,
+    Int4Weight,
+    Int8Weight,
+    PlainWeight,
+    Weight,
+    quantize,
+)
 from tests.serving.kernels.forms import FORMS, make_kernels
 
 FORMATS = [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
@@ -40,18 +48,21 @@ def test_products_are_those_of_the_weight_that_is_served(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_int8_is_off_by_half_a_step_of_its_output_at_most(dtype: torch.dtype) -> None:
-    weight = (torch.randn(9, 50) * torch.randn(9, 1).exp()).to(dtype)
+@pytest.mark.parametrize("num_inputs", [3 * INT8_GROUP_SIZE, 50])
+def test_int8_is_off_by_half_a_step_of_its_group_at_most(num_inputs: int, dtype: torch.dtype) -> None:
+    weight = (torch.randn(9, num_inputs) * torch.randn(9, num_inputs).exp()).to(dtype)
     weight[3] = 0
-    half_steps = weight.float().abs().amax(1, keepdim=True) / 254
+    groups = torch.split(weight.float(), INT8_GROUP_SIZE, dim=1)
+    half_steps = torch.cat([(group.abs().amax(1, keepdim=True) / 254).expand_as(group) for group in groups], dim=1)
     found = served(weight, WeightFormat.INT8).dense()
     rounding = weight.float().abs() * torch.finfo(dtype).eps
-    assert ((found.float() - weight.float()).abs() <= half_steps * 1.001 + rounding).all()
+    # Scales are rounded to bf16.
+    assert ((found.float() - weight.float()).abs() <= half_steps * 1.004 + rounding).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int4_is_off_by_half_a_step_of_its_group_at_most(dtype: torch.dtype) -> None:
-    groups = torch.randn(32, 3, GROUP_SIZE) + 3 * torch.randn(32, 3, 1)
+    groups = torch.randn(32, 3, INT4_GROUP_SIZE) + 3 * torch.randn(32, 3, 1)
     groups[5] = 0
     weight = groups.flatten(1).to(dtype)
     lowest, highest = weight.float().view(32, 3, -1).aminmax(dim=2, keepdim=True)
@@ -79,10 +90,7 @@ def test_merged_modules_are_quantized_apart(in_features: int) -> None:
     for form in WeightFormat:
         merged = quantize(torch.cat(modules), form, [module.shape[0] for module in modules]).dense()
         apart = torch.cat([quantize(module, form, (module.shape[0],)).dense() for module in modules])
-        if form is WeightFormat.INT8:  # Modules share the scales of their inputs, and pay no more for it than this:
-            whole = torch.cat(modules)
-            assert ((merged - whole).abs() <= whole.abs().amax(1, keepdim=True) / 254 * 1.001).all()
-        elif form is not WeightFormat.INT4:  # What is merged may have a shape that its parts have not.
+        if form is not WeightFormat.INT4:  # What is merged may have a shape that its parts have not.
             assert torch.equal(merged, apart)
 
 

@@ -1,11 +1,13 @@
 """The operators compiled for the CPU, behind the interface that the layers call.
 
-Long runs and prefills go to torch, whose matrix products are the faster the more rows they have.
+Long runs go to torch, whose matrix products are the faster the more rows they have, and so do prefills where the
+processor does not multiply pairs of bf16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -13,12 +15,12 @@ import torch
 from torch import Tensor
 
 from lorafleet_serving.kernels.attention_plan import block_tables, plan_prefill
-from lorafleet_serving.kernels.cpu import attention, gate, likeliest, lora, norm, rotation
+from lorafleet_serving.kernels.cpu import attention, gate, likeliest, lora, norm, prefill, rotation
 from lorafleet_serving.kernels.cpu.element import TAGS
 from lorafleet_serving.kernels.cpu.lanes import HAS_PAIR_PRODUCTS
 from lorafleet_serving.kernels.cpu.layers import CompiledLayers
 from lorafleet_serving.kernels.cpu.packed import OneDnnWeight, PackedInt4, PackedInt8, PackedNf4
-from lorafleet_serving.kernels.cpu.plans import CpuAttentionPlan, CpuLoraPlan
+from lorafleet_serving.kernels.cpu.plans import CompiledPrefill, CpuAttentionPlan, CpuLoraPlan
 from lorafleet_serving.kernels.geometry import LayerCache, Span, StepGeometry
 from lorafleet_serving.kernels.lora_table import NUM_RANKS, Ints
 from lorafleet_serving.kernels.nf4 import Nf4Weight
@@ -32,10 +34,23 @@ from lorafleet_serving.kernels.weights import Int4Weight, Int8Weight, Weight
 _CPU = torch.device("cpu")
 _PAIRS_WORK = 24_000
 """Rows of one adapter by ranks of a site up to which products of pairs are faster than torch's."""
-_SHORT_PREFILL = 2048
-"""Scores of a head, new tokens by context, up to which a prefill is computed row by row like decodes."""
-_FEW_ROWS = 8
-"""New tokens that are always computed so: a token and what was guessed behind it."""
+
+
+class _ByRows(NamedTuple):
+    """Prefills that are computed row by row, like decodes, since that is faster."""
+
+    num_new: int
+    """New tokens up to which all are."""
+    num_scores: int
+    """Scores of a head, new tokens by context, up to which all are."""
+
+    def takes(self, span: Span) -> bool:
+        """Whether a sequence is among them."""
+        return span.num_new <= self.num_new or span.num_new * span.context_len <= self.num_scores
+
+
+_BESIDE_PANELS = _ByRows(num_new=4, num_scores=512)
+_BESIDE_TORCH = _ByRows(num_new=8, num_scores=2048)
 
 
 class CpuKernels:
@@ -45,11 +60,15 @@ class CpuKernels:
         self._tag = TAGS[dtype]
         self._packs = dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self._has_pairs = dtype is torch.bfloat16 and HAS_PAIR_PRODUCTS
+        self._packed = torch.empty(0, dtype=dtype)
+        """Where the context of a prefill is brought into panels; grows with the longest."""
         numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
     def plan_attention(self, geometry: StepGeometry) -> CpuAttentionPlan:
-        """Decodes and short prefills row by row, by their blocks; long prefills as torch wants them."""
-        short = [span for span in geometry.spans if _is_short(span)]
+        """Decodes and short prefills row by row, by their blocks; long prefills one by one."""
+        by_rows = _BESIDE_PANELS if self._has_pairs else _BESIDE_TORCH
+        short = [span for span in geometry.spans if by_rows.takes(span)]
+        long = [span for span in geometry.spans if not by_rows.takes(span)]
         counts = [span.num_new for span in short]
         return CpuAttentionPlan(
             slots=geometry.new_slots(),
@@ -58,7 +77,10 @@ class CpuKernels:
             # The row of a token sees the context up to that token.
             context_lens=_ranges([(span.context_len - span.num_new + 1, span.context_len + 1) for span in short]),
             block_size=geometry.block_size,
-            prefills=tuple(plan_prefill(span, geometry, _CPU) for span in geometry.spans if not _is_short(span)),
+            compiled_prefills=tuple(
+                CompiledPrefill(span.start, span.num_new, geometry.slots(span, 0)) for span in long if self._has_pairs
+            ),
+            prefills=tuple(plan_prefill(span, geometry, _CPU) for span in long if not self._has_pairs),
         )
 
     def plan_lora(self, runs: Sequence[LoraRun]) -> CpuLoraPlan:
@@ -128,6 +150,8 @@ class CpuKernels:
                 *(self._tag, qkv.data_ptr(), cache.keys.data_ptr(), cache.values.data_ptr(), out.data_ptr()),
                 *(plan.rows, plan.tables, plan.context_lens, shape, qkv.shape[1] * head_dim, plan.block_size, scale),
             )
+        for part in plan.compiled_prefills:
+            self._prefill(qkv, cache, part, out, scale)
         for span in plan.prefills:
             attended = prefill_attention(qkv[span.start : span.end, :num_heads], cache, span, scale)
             out[span.start : span.end] = attended.reshape(span.end - span.start, -1)
@@ -152,6 +176,17 @@ class CpuKernels:
         """For few rows, where all products are compiled."""
         return CompiledLayers.of(self._tag, layers)
 
+    def _prefill(self, qkv: Tensor, cache: LayerCache, part: CompiledPrefill, out: Tensor, scale: float) -> None:
+        shape = _shape(qkv, cache)
+        _, num_kv_heads, head_dim, _ = shape
+        num_elements = prefill.packed_elements(part.slots.shape[0], num_kv_heads, head_dim)
+        if self._packed.numel() < num_elements:
+            self._packed = qkv.new_empty(num_elements)
+        prefill.paged_prefill(
+            *(qkv.data_ptr(), cache.keys.data_ptr(), cache.values.data_ptr(), out.data_ptr(), self._packed.data_ptr()),
+            *(part.slots, part.first_row, part.num_new, shape, qkv.shape[1] * head_dim, scale, numba.get_num_threads()),
+        )
+
     def _is_compiled(self, run: LoraRun) -> bool:
         """Whether the compiled operator is faster for a run than torch's matrix products."""
         num_rows = run.end - run.start
@@ -166,10 +201,6 @@ class CpuKernels:
 def _shape(qkv: Tensor, cache: LayerCache) -> tuple[int, int, int, int]:
     num_kv_heads, num_slots, head_dim = cache.keys.shape
     return qkv.shape[1] - 2 * num_kv_heads, num_kv_heads, head_dim, num_slots
-
-
-def _is_short(span: Span) -> bool:
-    return span.num_new <= _FEW_ROWS or span.num_new * span.context_len <= _SHORT_PREFILL
 
 
 def _ranges(ends: Sequence[tuple[int, int]]) -> Ints:

@@ -28,7 +28,7 @@ _ATTENTION_NORM, _HEAD_NORM, _MLP_NORM, _KEYS, _VALUES, _LINEARS = range(6)
 """Columns of a layer: addresses, 0 where there is no such thing; then its four linear layers."""
 _KIND, _BIAS, _SITE, _IN_FEATURES, _OUT_FEATURES, _WEIGHT = range(6)
 """Columns of a linear layer; the addresses of its weight last."""
-_LINEAR_WIDTH = _WEIGHT + 3
+_LINEAR_WIDTH = _WEIGHT + 2
 _QKV, _OUTPUT, _GATE_UP, _DOWN, _LAYER_WIDTH = (_LINEARS + number * _LINEAR_WIDTH for number in range(5))
 _NORMED, _PROJECTED, _ATTENDED, _ADDED, _GATED, _ACTIVE, _NUM_BUFFERS = range(7)
 """Buffers of one step: behind a norm, queries with keys and values, attended, what is added to the residual, gate and
@@ -105,7 +105,7 @@ class CompiledLayers:
     ) -> Tensor | None:
         """For few rows, whose attention and adapters are computed row by row."""
         num_rows = x.shape[0]
-        if num_rows > self._most_rows or attention.prefills or (lora is not None and lora.long_runs):
+        if num_rows > self._most_rows or not attention.is_by_rows or (lora is not None and lora.long_runs):
             return None
         if self._model is None or caches is not self._caches:
             self._caches = caches
@@ -158,7 +158,7 @@ def _row(layer: LayerParts, products: Sequence[CompiledProduct]) -> list[int]:
     for linear, product in zip(_linears(layer), products, strict=True):
         bias = 0 if linear.bias is None else linear.bias.data_ptr()
         row += [_KINDS[product.function], bias, linear.site, linear.in_features, linear.out_features]
-        row += [*product.addresses, 0, 0][:3]
+        row += [*product.addresses, 0][:2]
     return row
 
 
@@ -228,8 +228,7 @@ def _linear(tag: Tag, x: int, y: int, linear: Any, model: _Model, step: _Step) -
     if linear[_KIND] == _PANELS:
         _multiply_panels(tag, x, weight, bias, y, shape, num_parts)
     elif linear[_KIND] == _INT8:
-        scales, input_scales = linear[_WEIGHT + 1], linear[_WEIGHT + 2]
-        int8.linear(tag, x, weight, scales, input_scales, bias, y, shape, num_parts)
+        int8.linear(tag, x, weight, linear[_WEIGHT + 1], bias, y, shape, num_parts)
     else:
         nf4.linear(tag, x, weight, linear[_WEIGHT + 1], bias, y, shape, num_parts)
     if step.units.shape[0]:

@@ -14,7 +14,7 @@ from lorafleet_serving.kernels.cpu import int8, nf4, panels
 from lorafleet_serving.kernels.cpu.element import TAGS
 from lorafleet_serving.kernels.nf4 import BLOCK_SIZE, Nf4Weight
 from lorafleet_serving.kernels.packed_weight import PackedWeight
-from lorafleet_serving.kernels.weights import GROUP_SIZE, Int4Weight, Int8Weight
+from lorafleet_serving.kernels.weights import INT4_GROUP_SIZE, Int4Weight, Int8Weight
 
 _PACKED_FOR_ROWS = 32
 """Rows that oneDNN's layout is chosen for; it serves one row, and a thousand, as well."""
@@ -91,7 +91,7 @@ class PackedInt8(NamedTuple):
     @classmethod
     def of(cls, weight: Int8Weight, dense: PackedWeight) -> PackedInt8:
         """Bring the codes into panels."""
-        parts = (int8.panels_of(weight.codes), weight.scales, weight.input_scales)
+        parts = (int8.panels_of(weight.codes), int8.panels_of(weight.scales))
         return cls(CompiledProduct.of(int8.linear, parts, weight.codes.shape[0]), dense)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -113,7 +113,7 @@ class PackedInt4(NamedTuple):
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """One matrix product."""
-        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.codes, GROUP_SIZE, self.scales_and_offsets)
+        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.codes, INT4_GROUP_SIZE, self.scales_and_offsets)
         return y if bias is None else y.add_(bias)
 
 

@@ -9,6 +9,15 @@ from lorafleet_serving.kernels.lora_table import Ints
 from lorafleet_serving.kernels.segments import LoraRun
 
 
+class CompiledPrefill(NamedTuple):
+    """Several new tokens of a sequence, whose attention `prefill.paged_prefill` computes."""
+
+    first_row: int
+    num_new: int
+    slots: Ints
+    """[context_len] slots of the whole context, the new tokens last"""
+
+
 class CpuAttentionPlan(NamedTuple):
     """The attention of one step."""
 
@@ -21,7 +30,14 @@ class CpuAttentionPlan(NamedTuple):
     context_lens: Ints
     """[num_single] tokens that each sees"""
     block_size: int
+    compiled_prefills: tuple[CompiledPrefill, ...]
     prefills: tuple[PrefillSpan, ...]
+    """Those that torch computes."""
+
+    @property
+    def is_by_rows(self) -> bool:
+        """Whether all rows are attended one by one."""
+        return not (self.compiled_prefills or self.prefills)
 
 
 class CpuLoraPlan(NamedTuple):
