@@ -14,6 +14,7 @@ import uvicorn
 from lorafleet_serving.api.app import create_app
 from lorafleet_serving.config import PodConfig
 from lorafleet_serving.exceptions import InvalidSetting, ServingError
+from lorafleet_serving.heap import freeze_heap
 from lorafleet_serving.pod import Pod
 
 _logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ async def serve(config: PodConfig) -> None:
     _logger.info("listening on http://%s:%d", *listener.getsockname()[:2])
     try:
         await pod.start()
+        freeze_heap()
         await stopping.wait()
         _logger.info("draining")
         await pod.drain()

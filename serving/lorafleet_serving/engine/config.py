@@ -37,7 +37,7 @@ class EngineConfig:
     """Sequences that run at the same time."""
     max_batched_tokens: int = 512
     """Tokens of one step, prefill chunks and decodes together."""
-    max_step_stretch: float = 2.2
+    max_step_stretch: float = 2.0
     """How many times as long a step may last for the prompts in it as one that only decodes."""
     block_size: int = 16
     """Tokens of one KV block."""

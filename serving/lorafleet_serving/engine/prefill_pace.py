@@ -12,6 +12,7 @@ token of them, and shows it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 FEWEST_TOKENS = 8
 """A prompt always goes on."""
@@ -19,11 +20,29 @@ _FIRST_TOKENS = 32
 """Taken while nothing is known of what a prompt's token costs."""
 _MOST_GROWTH = 1.5
 """From one step to the next: a single quick step is no reason for a long one."""
-_DECODE_WEIGHT = 0.2
-"""Of the newest step that only decodes in the average of those before."""
-_TOKEN_WEIGHT = 0.5
 _STALE_STEPS = 64
 """Steps after which the cost of decoding is measured again."""
+
+
+class _Weights(NamedTuple):
+    """Of the newest measurement in what was reckoned with so far."""
+
+    above: float
+    """Where it is more."""
+    below: float
+    """Where it is less."""
+
+    def blend(self, reckoned: float | None, newest: float) -> float:
+        """What is reckoned with from now on."""
+        if reckoned is None:
+            return newest
+        return reckoned + (self.above if newest > reckoned else self.below) * (newest - reckoned)
+
+
+# Hardly a step is to last longer than it may, on a machine that others disturb too. So what counts is not a mean, but
+# what decoding costs undisturbed, and what a prompt's token costs at most, now and then aside.
+_OF_DECODE = _Weights(above=0.05, below=0.3)
+_OF_TOKEN = _Weights(above=0.7, below=0.1)
 
 
 @dataclass
@@ -60,21 +79,17 @@ class PrefillPace:
         self._num_steps += 1
         decode = self._decodes.get(num_decodes.bit_length())
         if num_prefill_tokens <= 1:
-            average = _blend(None if decode is None else decode.seconds, seconds, _DECODE_WEIGHT)
-            self._decodes[num_decodes.bit_length()] = _DecodeCost(average, self._num_steps)
+            reckoned = _OF_DECODE.blend(None if decode is None else decode.seconds, seconds)
+            self._decodes[num_decodes.bit_length()] = _DecodeCost(reckoned, self._num_steps)
             return
         if decode is None:
             return  # What the decodes among it cost is not known yet.
         # Not below a twentieth of a step: a chunk that seems free only was in a step that happened to be quick.
         token_s = max(seconds - decode.seconds, 0.05 * seconds) / num_prefill_tokens
-        self._token_s = _blend(self._token_s, token_s, _TOKEN_WEIGHT)
+        self._token_s = _OF_TOKEN.blend(self._token_s, token_s)
         self._last = min(self._wanted(decode), self._last * _MOST_GROWTH, self._most_tokens)
 
     def _wanted(self, decode: _DecodeCost) -> float:
         if self._token_s is None:
             return _FIRST_TOKENS
         return max(FEWEST_TOKENS, (self._max_stretch - 1.0) * decode.seconds / self._token_s)
-
-
-def _blend(average: float | None, newest: float, weight: float) -> float:
-    return newest if average is None else average + weight * (newest - average)

@@ -35,6 +35,7 @@ from lorafleet_serving.engine.messages import (
 from lorafleet_serving.engine.openmp import wait_briefly
 from lorafleet_serving.engine.request import FinishReason, TokenOutput
 from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, InvalidRequest, NoRoom, ServingError
+from lorafleet_serving.heap import freeze_heap
 
 if TYPE_CHECKING:
     from lorafleet_serving.engine.engine import Engine
@@ -152,6 +153,7 @@ def engine_main(pipe: Connection, config: EngineConfig) -> None:
     try:
         engine = Engine(config)
         engine.rehearse()
+        freeze_heap()
     except ServingError as error:
         pipe.send(EngineFailed(str(error)))
         return

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from lorafleet_serving.engine.prefill_pace import FEWEST_TOKENS, PrefillPace
@@ -43,6 +45,21 @@ def test_one_quick_step_does_not_make_the_next_one_long() -> None:
     before = pace.num_tokens(8)
     pace.observe(8, before, 0.03)
     assert pace.num_tokens(8) <= 1.5 * before
+
+
+def test_steps_stay_short_on_a_machine_that_others_disturb() -> None:
+    """One step in ten lasts three times as long as it would."""
+    pace, chance = PrefillPace(2.5, 512), random.Random(0)
+    lengths = []
+    for _ in range(40):  # Prompts of forty steps, and pauses.
+        for is_prompt in [True] * 40 + [False] * 60:
+            num_tokens = pace.num_tokens(8) if is_prompt else 0
+            undisturbed = 0.03 + num_tokens * 0.0005
+            pace.observe(8, num_tokens, undisturbed * (3 if chance.random() < 0.1 else 1))
+            if is_prompt:
+                lengths.append(undisturbed / 0.03)
+    assert sorted(lengths)[len(lengths) * 95 // 100] <= 2.6
+    assert sum(lengths) / len(lengths) >= 1.4
 
 
 def test_each_number_of_decodes_has_a_cost_of_its_own() -> None:
