@@ -70,7 +70,7 @@ class TrainAdapterOperator(AdapterStepOperator):
 
         self._killed = True
         if self._run is not None:
-            TrainingJob.attach(self._run).cancel()
+            TrainingJob(self._run).cancel()
 
 
 def _is_true(value: bool | str) -> bool:

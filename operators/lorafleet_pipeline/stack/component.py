@@ -20,8 +20,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from lorafleet_pipeline.exceptions import StackError
+from lorafleet_pipeline.process_identity import ProcessIdentity
 from lorafleet_pipeline.stack.listeners import group_listens
-from lorafleet_pipeline.stack.process import ProcessMark, group_members, stop_processes
+from lorafleet_pipeline.stack.process import group_members, stop_processes
 
 Probe = Callable[[float], str | None]
 """Given when the process was started (unix seconds), returns None when it is healthy, else the reason why not."""
@@ -66,7 +67,7 @@ class Component:
 
     def __init__(self, plan: ComponentPlan, stop_requested: threading.Event | None = None) -> None:
         self.plan = plan
-        self.mark: ProcessMark | None = None
+        self.identity: ProcessIdentity | None = None
         self._stop_requested = stop_requested or threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
@@ -142,7 +143,7 @@ class Component:
         # A dead leader's children keep its group's number from being given to anyone else.
         stop_processes(group_members(self._process.pid), self.plan.stop_limit_s)
         self._process.wait()
-        self._process, self.mark = None, None
+        self._process, self.identity = None, None
         if self.plan.on_stopped is not None:
             self.plan.on_stopped()
 
@@ -181,7 +182,7 @@ class Component:
                 start_new_session=True,
             )
         self._started_at = time.time()
-        self.mark = ProcessMark.of(self._process.pid)
+        self.identity = ProcessIdentity.of(self._process.pid)
 
 
 def http_probe(url: str) -> Probe:

@@ -1,8 +1,4 @@
-"""Processes of the stack, told apart by pid and start time, and stopped by process group.
-
-A pid alone is not an identity: the kernel hands it out again. The start time and the boot settle it,
-so that a home left behind by a crash never costs a stranger its process.
-"""
+"""Processes of the stack: those of a group or with a mark in their environment, found and stopped."""
 
 from __future__ import annotations
 
@@ -11,100 +7,59 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from lorafleet_pipeline.process_identity import ProcessEntry, ProcessIdentity
+
 _POLL_S = 0.05
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-@dataclass(frozen=True)
-class ProcessMark:
-    """A process that cannot be mistaken for a later one with the same pid."""
-
-    pid: int
-    started_ticks: int
-    boot_id: str
-
-    @classmethod
-    def of(cls, pid: int) -> ProcessMark | None:
-        """The mark of a running process, or None when there is none."""
-        fields = _stat_fields(pid)
-        return None if fields is None else cls(pid, fields.started_ticks, _boot_id())
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether this very process still runs; a zombie does not."""
-        return ProcessMark.of(self.pid) == self
-
-
-@dataclass(frozen=True)
-class _StatFields:
-    group: int
-    started_ticks: int
-
-
-def processes_with(variable: str, value: str) -> list[ProcessMark]:
+def processes_with(variable: str, value: str) -> list[ProcessIdentity]:
     """Every process of this user whose environment holds `variable=value`.
 
     Processes that a component started in a session of their own (a training) are found only so.
     """
     wanted = f"{variable}={value}".encode()
-    found = []
-    for pid in _pids():
-        with suppress(OSError):
-            if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") and (mark := ProcessMark.of(pid)):
-                found.append(mark)
-    return found
+    pids = [pid for pid in _pids() if wanted in _environment(pid)]
+    return [process for pid in pids if (process := ProcessIdentity.of(pid)) is not None]
 
 
-def group_members(group: int) -> list[ProcessMark]:
+def group_members(group: int) -> list[ProcessIdentity]:
     """The live processes of a process group."""
-    members = []
-    for pid in _pids():
-        fields = _stat_fields(pid)
-        if fields is not None and fields.group == group:
-            members.append(ProcessMark(pid, fields.started_ticks, _boot_id()))
-    return members
+    entries = [entry for pid in _pids() if (entry := ProcessEntry.of(pid)) is not None]
+    return [entry.identity for entry in entries if entry.group == group]
 
 
-def stop_processes(marks: list[ProcessMark], limit_s: float) -> list[ProcessMark]:
+def stop_processes(processes: list[ProcessIdentity], limit_s: float) -> list[ProcessIdentity]:
     """Ask processes to end, kill those that did not within the limit, and return the killed ones."""
-    _signal(marks, signal.SIGTERM)
-    late = _await_end(marks, limit_s)
+    _signal(processes, signal.SIGTERM)
+    late = _await_end(processes, limit_s)
     _signal(late, signal.SIGKILL)
     _await_end(late, limit_s)
     return late
 
 
-def _signal(marks: list[ProcessMark], number: signal.Signals) -> None:
-    for mark in marks:
-        if mark.is_alive:
+def _signal(processes: list[ProcessIdentity], number: signal.Signals) -> None:
+    for process in processes:
+        if process.is_alive:
             with suppress(ProcessLookupError):
-                os.kill(mark.pid, number)
+                os.kill(process.pid, number)
 
 
-def _await_end(marks: list[ProcessMark], limit_s: float) -> list[ProcessMark]:
+def _await_end(processes: list[ProcessIdentity], limit_s: float) -> list[ProcessIdentity]:
     deadline = time.monotonic() + limit_s
-    while (alive := [mark for mark in marks if mark.is_alive]) and time.monotonic() < deadline:
+    while (alive := [process for process in processes if process.is_alive]) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     return alive
 
 
+def _environment(pid: int) -> list[bytes]:
+    """Empty for a process that is gone, or another user's."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
 def _pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
-
-
-def _stat_fields(pid: int) -> _StatFields | None:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (OSError, ValueError):
-        return None
-    # The command name stands in parentheses and may itself hold spaces and parentheses.
-    fields = text.rpartition(")")[2].split()
-    state, group, started_ticks = fields[0], int(fields[2]), int(fields[19])
-    return None if state in "ZX" else _StatFields(group, started_ticks)
-
-
-def _boot_id() -> str:
-    return _BOOT_ID.read_text().strip()

@@ -151,7 +151,7 @@ class ComponentRunner(threading.Thread):
 
     def _tell(self, state: ComponentState, detail: str, ready_since: float | None = None) -> None:
         self.status = replace(
-            self.status, state=state, detail=detail, process=self._component.mark, ready_since=ready_since
+            self.status, state=state, detail=detail, process=self._component.identity, ready_since=ready_since
         )
         self._report(self.status)
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorafleet_pipeline.exceptions import StackError
+from lorafleet_pipeline.process_identity import ProcessIdentity
 from lorafleet_pipeline.stack.components import STACK_ID, StackComponents
 from lorafleet_pipeline.stack.home import StackHome
 from lorafleet_pipeline.stack.home_lock import HomeLock
@@ -24,7 +25,7 @@ from lorafleet_pipeline.stack.leftovers import stop_leftovers, stop_marked
 from lorafleet_pipeline.stack.options import StackOptions
 from lorafleet_pipeline.stack.ports import PortChoice, choose_ports, read_ports
 from lorafleet_pipeline.stack.private_file import write_private
-from lorafleet_pipeline.stack.process import ProcessMark, stop_processes
+from lorafleet_pipeline.stack.process import stop_processes
 from lorafleet_pipeline.stack.reservations import PortReservations
 from lorafleet_pipeline.stack.seaweedfs import remove_sockets
 from lorafleet_pipeline.stack.secrets import Secrets
@@ -166,10 +167,10 @@ class Stack:
     def _stop_supervisor(self) -> bool:
         """End the supervisor, which ends the components; it is found even where its state was lost."""
         pid = HomeLock(self.home.supervisor_lock).holder
-        mark = None if pid is None else ProcessMark.of(pid)
-        if mark is None:
+        supervisor = None if pid is None else ProcessIdentity.of(pid)
+        if supervisor is None:
             return False
-        stop_processes([mark], _STOP_LIMIT_S)
+        stop_processes([supervisor], _STOP_LIMIT_S)
         return True
 
     def _recover(self) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lorafleet_pipeline.exceptions import StackError
+from lorafleet_pipeline.process_identity import ProcessIdentity
 from lorafleet_pipeline.stack.private_file import write_private
-from lorafleet_pipeline.stack.process import ProcessMark
 
 
 class ComponentState(enum.StrEnum):
@@ -38,7 +38,7 @@ class ComponentStatus:
     log: str
     detail: str = ""
     url: str | None = None
-    process: ProcessMark | None = None
+    process: ProcessIdentity | None = None
     restarts: int = 0
     ready_since: float | None = None
 
@@ -57,7 +57,7 @@ class StackState:
 
     home: str
     stack_id: str
-    supervisor: ProcessMark
+    supervisor: ProcessIdentity
     components: tuple[ComponentStatus, ...]
 
     def with_component(self, status: ComponentStatus) -> StackState:
@@ -83,7 +83,7 @@ class StackState:
             state = cls(
                 home=document["home"],
                 stack_id=document["stack_id"],
-                supervisor=ProcessMark(**document["supervisor"]),
+                supervisor=ProcessIdentity(**document["supervisor"]),
                 components=tuple(_component(entry) for entry in document["components"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -102,5 +102,5 @@ def _component(entry: Mapping[str, Any]) -> ComponentStatus:
     process = entry["process"]
     known = {name: value for name, value in entry.items() if name not in ("state", "process")}
     return ComponentStatus(
-        **known, state=ComponentState(entry["state"]), process=ProcessMark(**process) if process else None
+        **known, state=ComponentState(entry["state"]), process=ProcessIdentity(**process) if process else None
     )

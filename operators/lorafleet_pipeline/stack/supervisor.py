@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TextIO
 
 from lorafleet_pipeline.exceptions import StackError
+from lorafleet_pipeline.process_identity import ProcessIdentity
 from lorafleet_pipeline.stack.components import STACK_ID, StackComponents
 from lorafleet_pipeline.stack.home import StackHome
 from lorafleet_pipeline.stack.home_lock import HomeLock
 from lorafleet_pipeline.stack.leftovers import stop_marked
 from lorafleet_pipeline.stack.options import StackOptions
 from lorafleet_pipeline.stack.ports import read_ports
-from lorafleet_pipeline.stack.process import ProcessMark
 from lorafleet_pipeline.stack.reservations import PortReservations
 from lorafleet_pipeline.stack.runner import ComponentRunner
 from lorafleet_pipeline.stack.secrets import Secrets
@@ -49,8 +49,8 @@ class Supervisor:
         components = StackComponents(
             home, StackOptions.read(home.options), read_ports(home.ports), Secrets.load_or_create(home.secrets)
         )
-        mark = ProcessMark.of(os.getpid())
-        assert mark is not None, "a running process has a mark"
+        process = ProcessIdentity.of(os.getpid())
+        assert process is not None, "a running process has an entry in /proc"
         self._home = home
         self._lock = threading.Lock()
         self._stop_requested = threading.Event()
@@ -61,7 +61,7 @@ class Supervisor:
         self._reservations = PortReservations()
         self._reservations.hold(components.ports.values())
         self._state = StackState(
-            home_name(home.folder), stack_id, mark, tuple(runner.status for runner in self._runners)
+            home_name(home.folder), stack_id, process, tuple(runner.status for runner in self._runners)
         )
 
     def start(self) -> None:

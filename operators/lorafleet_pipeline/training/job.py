@@ -38,11 +38,6 @@ class TrainingJob:
         self._identity_file = run.training / "job.json"
         self._process = StepProcess(self._files, MODULE, [str(run.path)], lost=TrainingLost)
 
-    @classmethod
-    def attach(cls, run: RunFolder) -> TrainingJob:
-        """The job of a run folder, whether or not a process works there now."""
-        return cls(run)
-
     @property
     def is_running(self) -> bool:
         """Whether a training process works in the folder now."""

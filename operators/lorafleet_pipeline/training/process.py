@@ -20,9 +20,9 @@ from typing import Any
 
 from lorafleet_pipeline import exceptions
 from lorafleet_pipeline.exceptions import PipelineError
+from lorafleet_pipeline.process_identity import ProcessIdentity
 from lorafleet_pipeline.training.worker import (
     LOCK_FD_OPTION,
-    ProcessIdentity,
     StepFiles,
     try_lock,
     write_json,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafleet_pipeline.exceptions import PipelineError
+from lorafleet_pipeline.process_identity import ProcessIdentity
 from lorafleet_pipeline.storage import disk_errors
 
 logger = logging.getLogger(__name__)
@@ -63,35 +64,6 @@ class StepFiles:
     def log(self) -> Path:
         """What it printed."""
         return self.folder / "process.log"
-
-
-@dataclass(frozen=True)
-class ProcessIdentity:
-    """A process id is used again by the system; with the start time it names one process for good."""
-
-    pid: int
-    start_time: int
-    """Clock ticks after boot."""
-
-    @classmethod
-    def of(cls, pid: int) -> ProcessIdentity | None:
-        """Identity of a process that exists; None for one that does not, or is only waiting to be reaped."""
-        try:
-            # The command's name, in parentheses, may itself hold spaces and parentheses.
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        return None if fields[0] in "ZX" else cls(pid=pid, start_time=int(fields[19]))
-
-    @classmethod
-    def read(cls, path: Path) -> ProcessIdentity | None:
-        """The identity that a process left behind."""
-        return cls(**json.loads(path.read_text())) if path.is_file() else None
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether this very process still runs."""
-        return ProcessIdentity.of(self.pid) == self
 
 
 def try_lock(path: Path, *, shared: bool = False) -> int | None:

@@ -20,11 +20,11 @@ from lorafleet_pipeline.evaluation.comparison import RECORDS_FILE, Comparison, r
 from lorafleet_pipeline.evaluation.progress import Contestant, EvaluationProgress
 from lorafleet_pipeline.evaluation.step import evaluate
 from lorafleet_pipeline.exceptions import EvaluationError, InvalidSetting
+from lorafleet_pipeline.process_identity import ProcessIdentity
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_pipeline.spec import AdapterSpec
 from lorafleet_pipeline.training.result import TrainingResult
-from lorafleet_pipeline.training.worker import ProcessIdentity
 from tests.pipeline.training.conftest import SpecFactory
 from tests.pipeline.training.prepared_run import make_run, make_settings, trained_by_hand
 

@@ -1,4 +1,4 @@
-"""Processes are told apart by more than their pid."""
+"""Processes are found by group and environment, and only those meant are stopped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from lorafleet_pipeline.stack.process import ProcessMark, group_members, processes_with, stop_processes
+from lorafleet_pipeline.process_identity import ProcessIdentity
+from lorafleet_pipeline.stack.process import group_members, processes_with, stop_processes
 
 _STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -26,32 +27,24 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def _mark(process: subprocess.Popen[bytes]) -> ProcessMark:
-    mark = ProcessMark.of(process.pid)
-    assert mark is not None
-    return mark
-
-
-def test_ended_process_is_not_alive(sleeper: subprocess.Popen[bytes]) -> None:
-    mark = _mark(sleeper)
-    assert mark.is_alive
-    sleeper.kill()
-    sleeper.wait()
-    assert not mark.is_alive
+def _identity(process: subprocess.Popen[bytes]) -> ProcessIdentity:
+    identity = ProcessIdentity.of(process.pid)
+    assert identity is not None
+    return identity
 
 
 def test_zombie_is_not_alive(sleeper: subprocess.Popen[bytes]) -> None:
-    mark = _mark(sleeper)
-    assert stop_processes([mark], 10.0) == []
+    identity = _identity(sleeper)
+    assert stop_processes([identity], 10.0) == []
     assert sleeper.returncode is None
-    assert not mark.is_alive
+    assert not identity.is_alive
 
 
 @pytest.mark.parametrize("change", [{"started_ticks": 1}, {"boot_id": "another"}])
 def test_another_process_of_the_same_pid_is_left_alone(
     sleeper: subprocess.Popen[bytes], change: dict[str, object]
 ) -> None:
-    former = replace(_mark(sleeper), **change)  # type: ignore[arg-type]
+    former = replace(_identity(sleeper), **change)  # type: ignore[arg-type]
     stop_processes([former], 1.0)
     assert not former.is_alive
     assert sleeper.poll() is None
@@ -61,8 +54,8 @@ def test_stubborn_process_is_killed_and_named() -> None:
     with subprocess.Popen([sys.executable, "-c", _STUBBORN], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        mark = _mark(process)
-        assert stop_processes([mark], 0.3) == [mark]
+        identity = _identity(process)
+        assert stop_processes([identity], 0.3) == [identity]
 
 
 def test_group_is_found_after_its_leader_died() -> None:
@@ -80,5 +73,5 @@ def test_group_is_found_after_its_leader_died() -> None:
 
 
 def test_process_is_found_by_what_stands_in_its_environment(sleeper: subprocess.Popen[bytes]) -> None:
-    assert processes_with("STACK_TEST", "one") == [_mark(sleeper)]
+    assert processes_with("STACK_TEST", "one") == [_identity(sleeper)]
     assert processes_with("STACK_TEST", "on") == []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from lorafleet_pipeline.exceptions import (
     TrainingError,
     TrainingLost,
 )
+from lorafleet_pipeline.process_identity import ProcessIdentity
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_pipeline.training.job import TrainingIdentity, TrainingJob
@@ -29,7 +31,7 @@ from lorafleet_pipeline.training.process import StepProcess
 from lorafleet_pipeline.training.progress import TrainingProgress
 from lorafleet_pipeline.training.result import TrainingResult
 from lorafleet_pipeline.training.step import train
-from lorafleet_pipeline.training.worker import ProcessIdentity, StepFiles, try_lock, write_json
+from lorafleet_pipeline.training.worker import StepFiles, try_lock, write_json
 from tests.pipeline.training.conftest import SpecFactory
 from tests.pipeline.training.prepared_run import make_run, make_settings
 from tests.waiting import wait_for
@@ -194,7 +196,7 @@ def test_process_id_that_another_process_has_now_is_neither_followed_nor_killed(
         identity = ProcessIdentity.of(other.pid)
         assert identity is not None
         # As after a reboot: the id is taken again, by a process that started at another time.
-        write_json(files.process, {"pid": other.pid, "start_time": identity.start_time - 1})
+        write_json(files.process, asdict(replace(identity, started_ticks=identity.started_ticks - 1)))
         process = StepProcess(files, "lorafleet_pipeline.training", [str(tmp_path)], lost=TrainingLost)
         assert (process.is_running, process.pid) == (False, None)
         assert not process.cancel(TrainingCancelled("enough"))
