@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -36,3 +37,8 @@ class Tag(StrEnum):
     """Share of live traffic, 0 to 1, that the challenger answers."""
     CONTROLLER_OBSERVED = "controller.observed"
     """What the controller last saw, as JSON: it tells which changed last, stage or alias."""
+
+
+def missing_adapter_tags(tags: Mapping[str, str]) -> list[str]:
+    """Tags of a version without which it is no adapter, and no pod serves it."""
+    return [tag.value for tag in (Tag.LORA_DIGEST, Tag.LORA_BASE_DIGEST) if not tags.get(tag)]

@@ -212,18 +212,33 @@ def test_a_version_whose_gate_failed_is_never_promoted_whatever_the_policy(
     assert fleet.champion(name) is None
 
 
-@pytest.mark.parametrize(("policy", "comes_back"), [("auto", False), ("approval", True)])
+@pytest.mark.parametrize(
+    ("policy", "tags", "champion", "comes_back"),
+    [
+        ("auto", {Tag.SERVE_PROMOTED_AT: "2026-01-01T00:00:00+00:00"}, 1, False),
+        ("auto", {Tag.SERVE_STATE: "refused"}, 1, False),
+        ("auto", {Tag.SERVE_STATE: "refused"}, None, False),
+        ("approval", {Tag.SERVE_PROMOTED_AT: "2026-01-01T00:00:00+00:00"}, 1, True),
+        # A spec that is again what it was, a version that nobody tried yet, and a try of this very run's.
+        ("auto", {Tag.SERVE_PROMOTED_AT: "2026-01-01T00:00:00+00:00"}, 3, True),
+        ("auto", {}, 1, True),
+        ("auto", {Tag.SERVE_STATE: "refused"}, 2, True),
+    ],
+)
 def test_a_version_that_was_rolled_back_comes_back_by_a_person_alone(
     fleet: WatchedFleet,
     context: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     policy: str,
+    tags: dict[Tag, str],
+    champion: int | None,
     comes_back: bool,
 ) -> None:
-    name = fleet.adapter(versions=2)
-    fleet.promote(name, 2)
-    fleet.registry.set_version_tag(name, 2, Tag.SERVE_PROMOTED_AT, "2026-01-01T00:00:00+00:00")
-    fleet.promote(name, 1)
+    name = fleet.adapter(versions=3)
+    for tag, text in tags.items():
+        fleet.registry.set_version_tag(name, 2, tag, text)
+    if champion is not None:
+        fleet.promote(name, champion)
     promoted: list[int] = []
 
     def promote(name: str, version: int, settings: Any, **options: Any) -> Promotion:

@@ -22,8 +22,8 @@ class PromoteAdapterOperator(PlatformOperator):
 
     A version whose gate did not pass fails the task at once, whatever the policy. With the policy ``manual`` the
     task is skipped and its log says how to promote. A version that is champion already is only waited for. With the
-    policy ``auto`` a version that was live and was replaced since, by a rollback for one, stays away: where spec and
-    data are unchanged, every run ends at it again.
+    policy ``auto`` a version that was served or refused, and from which the champion went back to an older one, stays
+    away: where spec and data are unchanged, every run ends at it again.
 
     :param adapter: name of the adapter.
     :param version: the version to promote.
@@ -71,12 +71,12 @@ class PromoteAdapterOperator(PlatformOperator):
             return self._promote(version, settings)
 
     def _respect_a_rollback(self, version: int) -> None:
-        from lorafleet_pipeline.registry.promotion import was_replaced
+        from lorafleet_pipeline.registry.promotion import was_taken_back
 
-        if was_replaced(self.adapter, version, self.registry()):
+        if was_taken_back(self.adapter, version, self.registry()):
             raise AirflowSkipException(
-                f"version {version} of {self.adapter} was live before and was replaced since: it is not promoted again "
-                f"by itself; run `lorafleet promote {self.adapter} {version}` if it is to serve"
+                f"version {version} of {self.adapter} was tried before and rolled back: it is not promoted again by "
+                f"itself; run `lorafleet promote {self.adapter} {version}` if it is to serve"
             )
 
     def _promote(self, version: int, settings: PlatformSettings) -> dict[str, Any]:

@@ -57,6 +57,8 @@ class _Retry(NamedTuple):
 
     due: float
     pause_s: float
+    is_refused: bool
+    """Whether the registry has refused it, and said so in the log; else a look did not get to it."""
 
 
 class Controller:
@@ -213,7 +215,7 @@ class Controller:
         if self._announced and not is_explained(snapshot, observed, changes) and self._may_be_explained(name):
             return 0
         decision = decide(snapshot, observed, self._pods.states, changes, now=time.time())
-        is_told = name in self._failed
+        earlier = self._failed.get(name)
         try:
             self._carry_out(name, decision, announced=bool(changes))
             self._forget(name)
@@ -223,17 +225,18 @@ class Controller:
             raise
         except RegistryError as error:
             # One adapter that the registry refuses must not keep the others waiting.
-            if not is_told:
+            pause_s = _DOUBT_CHECK_S
+            if earlier is not None and earlier.is_refused:
+                pause_s = min(2 * earlier.pause_s, self._interval_s)  # It may last, so it is tried less and less often.
+            else:
                 _logger.error("%s could not be brought in order: %s", name, error)
-            # It may last, so that it is tried less and less often.
-            pause_s = min(2 * self._failed[name].pause_s, self._interval_s) if is_told else _DOUBT_CHECK_S
-            self._failed[name] = _Retry(time.monotonic() + pause_s, pause_s)
+            self._failed[name] = _Retry(time.monotonic() + pause_s, pause_s, is_refused=True)
             return 0
 
     def _retry(self, names: Iterable[str]) -> None:
         """Look again at names that a look did not get to."""
         for name in names:
-            self._failed.setdefault(name, _Retry(time.monotonic(), _DOUBT_CHECK_S))
+            self._failed.setdefault(name, _Retry(time.monotonic(), _DOUBT_CHECK_S, is_refused=False))
 
     def _may_be_explained(self, name: str) -> bool:
         """Whether the announcement of what was seen may still be on its way."""

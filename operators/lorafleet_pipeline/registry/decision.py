@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from lorafleet_contract.aliases import CONTROLLER_ALIASES, Alias, Stage
+from lorafleet_contract.aliases import CONTROLLER_ALIASES, STAGE_ALIASES, Alias, Stage
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.registry.actor import Actor, How
 from lorafleet_pipeline.registry.audit import AuditEntry
@@ -136,37 +136,30 @@ def _unannounced(
     # it: the announced change is what was wanted.
     open_keys = [key for key in announced.differences(present) if key in unseen]
     numbers = [int(key.removeprefix("stage:")) for key in open_keys if key.startswith("stage:")]
-    yield from _stage_changes(snapshot, announced, numbers)
+    yield from _stage_changes(snapshot, numbers)
     for alias in open_keys:
         if not alias.startswith("stage:"):
             yield AliasChange(alias, snapshot.aliases.get(alias), Actor(None, How.ALIAS), now)
 
 
-def _stage_changes(snapshot: AdapterSnapshot, before: World, numbers: Sequence[int]) -> Iterator[StageChange]:
-    versions = sorted(
-        (snapshot.versions[number] for number in numbers if number in snapshot.versions),
-        # Those archived by a promotion share its time, and are told by it.
-        key=lambda item: (item.updated_at, item.stage is not Stage.ARCHIVED, item.version),
+def _stage_changes(snapshot: AdapterSnapshot, numbers: Sequence[int]) -> Iterator[StageChange]:
+    changed = [snapshot.versions[number] for number in numbers if number in snapshot.versions]
+    tidied = {item.version for item in changed if _is_tidied(item, snapshot)}
+    tidied_at = {snapshot.versions[number].updated_at for number in tidied}
+    for item in sorted(changed, key=lambda item: (item.updated_at, item.version)):
+        if item.version not in tidied:
+            tidies = item.stage in STAGE_ALIASES and item.updated_at in tidied_at
+            yield StageChange(item.version, item.stage, Actor(None, How.STAGE), item.updated_at / 1000, tidies)
+
+
+def _is_tidied(version: VersionSnapshot, snapshot: AdapterSnapshot) -> bool:
+    """Whether a version was archived by the promotion of another: one call gives both the very same time.
+
+    The stage that it left says nothing: the controller may have changed it while that call was under way.
+    """
+    return version.stage is Stage.ARCHIVED and any(
+        other.stage in STAGE_ALIASES and other.updated_at == version.updated_at for other in snapshot.versions.values()
     )
-    tidied = {item.version: _archived_with(item, versions, before) for item in versions}
-    covered = set().union(*tidied.values()) if tidied else set()
-    for item in versions:
-        if item.version not in covered:
-            by = Actor(None, How.STAGE)
-            yield StageChange(item.version, item.stage, by, item.updated_at / 1000, bool(tidied[item.version]))
-
-
-def _archived_with(promoted: VersionSnapshot, versions: Sequence[VersionSnapshot], before: World) -> set[int]:
-    """Versions that the same call archived: they were in the stage, and have the very same time."""
-    if promoted.stage not in (Stage.PRODUCTION, Stage.STAGING):
-        return set()
-    return {
-        item.version
-        for item in versions
-        if item.stage is Stage.ARCHIVED
-        and item.updated_at == promoted.updated_at
-        and before.stage(item.version) is promoted.stage
-    }
 
 
 def _present(snapshot: AdapterSnapshot) -> World:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from lorafleet_contract.aliases import CONTROLLER_ALIASES, Alias, Stage
 from lorafleet_contract.exceptions import RegistryNotFound
 from lorafleet_contract.registry import ModelVersion, RegistryClient
-from lorafleet_contract.tags import Tag
+from lorafleet_contract.states import ServeState
+from lorafleet_contract.tags import Tag, missing_adapter_tags
 from lorafleet_pipeline.exceptions import PromotionError
 from lorafleet_pipeline.registry.actor import Actor, registry_as
 from lorafleet_pipeline.settings import PlatformSettings
@@ -67,14 +68,17 @@ def promote(
     return _move(registry, item, alias, before, settings, wait_s, on_progress)
 
 
-def was_replaced(name: str, version: int, registry: RegistryClient) -> bool:
-    """Whether a version was live and is no longer the champion: a person, a rollback or another run took it away.
+def was_taken_back(name: str, version: int, registry: RegistryClient) -> bool:
+    """Whether a version was live, or refused, and the champion is an older one again, or none: a rollback, by whomever.
+
+    A newer champion says nothing against it: a spec may return to what it was.
 
     Raises:
         PromotionError: there is no such version.
     """
-    was_live = Tag.SERVE_PROMOTED_AT in _version(registry, name, version).tags
-    return was_live and _aliases(registry, name).get(Alias.CHAMPION) != version
+    tags, champion = _version(registry, name, version).tags, _aliases(registry, name).get(Alias.CHAMPION)
+    was_tried = Tag.SERVE_PROMOTED_AT in tags or tags.get(Tag.SERVE_STATE) in (ServeState.REFUSED, ServeState.FAILED)
+    return was_tried and (champion is None or champion < version)
 
 
 def rollback(
@@ -146,8 +150,8 @@ def _version(registry: RegistryClient, name: str, version: int) -> ModelVersion:
         item = registry.get_version(name, version)
     except RegistryNotFound as error:
         raise PromotionError(f"there is no version {version} of {name!r}: see `lorafleet adapters`") from error
-    if Tag.LORA_DIGEST not in item.tags:
-        raise PromotionError(f"version {version} of {name!r} is no adapter: it has no tag {Tag.LORA_DIGEST}")
+    if missing := missing_adapter_tags(item.tags):
+        raise PromotionError(f"version {version} of {name!r} is no adapter, for it lacks {' and '.join(missing)}")
     return item
 
 

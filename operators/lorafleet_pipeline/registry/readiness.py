@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from lorafleet_contract.fleet import PodReport, VersionReport
 from lorafleet_contract.states import ServeState
+from lorafleet_contract.tags import missing_adapter_tags
 from lorafleet_pipeline.registry.snapshot import VersionSnapshot
 
 _WORST_FIRST = (ServeState.REFUSED, ServeState.FAILED, ServeState.LOADING)
@@ -74,8 +75,12 @@ def taken_by_all(name: str, version: VersionSnapshot, pods: Sequence[PodState]) 
 def fleet_state(name: str, version: VersionSnapshot, pods: Sequence[PodState], *, wanted: bool) -> FleetState | None:
     """The worst that a pod reports of a version; None where no pod has it and none should.
 
-    A pod that should hold a version and does not yet, or does not answer, counts as loading.
+    A pod that should hold a version and does not yet, or does not answer, counts as loading. What is no adapter is
+    refused without asking any: a pod may pass it over without a word, since it looks for its base's versions alone.
     """
+    if missing := missing_adapter_tags(version.tags):
+        error = f"it is no adapter, for it lacks {' and '.join(missing)}: register it with `lorafleet register`"
+        return FleetState(ServeState.REFUSED, error) if wanted else None
     concerned = [pod for pod in pods if pod.concerns(version)]
     reports = {pod.url: pod.version(name, version.version) for pod in concerned if pod.error is None}
     found = {url: report for url, report in reports.items() if report is not None}

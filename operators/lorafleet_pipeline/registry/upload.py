@@ -60,14 +60,24 @@ class VersionUpload:
             self._mlflow.finalize_logged_model(model.model_id, "READY")
             version = self._create_version(model)
             is_published = True
-            self._mlflow.set_logged_model_tags(model.model_id, {REGISTERED_AS: str(version)})
         except MlflowException as error:
             raise RegistrationError(f"{self._name} could not be registered: {_first_line(error)}") from error
         finally:
             # Whatever it was, an interruption by a person or by Airflow among it.
             if not is_published:
                 self._discard(model)
+        self._note_registered(model, version)
         return version
+
+    def _note_registered(self, model: Any, version: int) -> None:
+        """Have no sweep look for the version of a logged model again."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._mlflow.set_logged_model_tags(model.model_id, {REGISTERED_AS: str(version)})
+        except MlflowException as error:
+            # The version stands, whether or not this is noted; a later sweep finds it, and notes it then.
+            _logger.warning("logged model %s could not be tagged: %s", model.model_id, _first_line(error))
 
     def _sweep(self, experiment: str) -> None:
         """Remove what runs that were killed and never tried again left long ago: logged models without a version."""
@@ -163,11 +173,13 @@ class VersionUpload:
         if model is None:
             return
         try:
-            versions = self._mlflow.search_model_versions(f"name='{self._name}'")
-            if any(version.source == model.model_uri for version in versions):
-                return  # Created after all, and only the answer was lost: the next try finds it.
+            # Under whatever name it may go by now.
+            versions = self._mlflow.search_model_versions(f"source_path='{model.model_uri}'")
+            if versions:  # Created after all, and only the answer was lost: the next try finds it.
+                self._note_registered(model, int(versions[0].version))
+                return
             self._mlflow.delete_logged_model(model.model_id)
-            if self._made_registered_model and not versions:
+            if self._made_registered_model and not self._mlflow.search_model_versions(f"name='{self._name}'"):
                 self._mlflow.delete_registered_model(self._name)
             if is_s3(str(model.artifact_location)):
                 self._storage.delete_folder(str(model.artifact_location))

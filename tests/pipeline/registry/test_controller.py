@@ -73,6 +73,7 @@ def test_changes_are_found_by_looking(managed: Fleet) -> None:
         eventually(lambda: managed.aliases(name) == {"champion": 1, "live": 1}, "the stage's champion live")
         managed.set_alias(name, "champion", 3)
         eventually(lambda: managed.aliases(name) == {"champion": 3, "live": 3, "previous": 1}, "the alias live")
+        eventually(lambda: managed.stages(name)[3] == "Production", "the stage after the alias")
         managed.set_stage(name, 2, "Production", archive_existing=True)
         eventually(lambda: managed.aliases(name).get("live") == 2, "the stage live again")
         eventually(lambda: managed.stages(name) == {1: "None", 2: "Production", 3: "None"}, "nothing withdrawn")
@@ -116,6 +117,30 @@ def test_unreachable_audit_log_holds_up_no_promotion_and_loses_no_entry(managed:
     with running(managed.settings):
         eventually(lambda: Tag.CONTROLLER_OBSERVED in managed.registry.get_model(name).tags, "the log written")
     assert ("champion", "2") in [(entry.what, entry.after) for entry in managed.audit(name)]
+
+
+def test_adapter_whose_memory_is_refused_again_and_again_holds_up_no_other(
+    managed: Fleet, beside: Beside, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused, other = sorted((managed.adapter(), managed.adapter()))
+    set_model_tag = RegistryClient.set_model_tag
+
+    def refuse(client: RegistryClient, name: str, key: str, value: str) -> None:
+        if name == refused:
+            raise RegistryError("403: not yours")
+        set_model_tag(client, name, key, value)
+
+    monkeypatch.setattr(RegistryClient, "set_model_tag", refuse)
+    controller = beside()
+    managed.set_alias(refused, "champion", 1)
+    for version in (1, 2, 3):
+        managed.set_alias(other, "champion", version)
+        controller.run_once()
+        assert managed.stages(other)[version] == "Production"
+    assert f"{refused} could not be brought in order" in caplog.text
+    caplog.clear()
+    controller.run_once()
+    assert "could not be brought in order" not in caplog.text, "what lasts is told again and again"
 
 
 def test_what_it_wrote_itself_is_no_news_to_it_however_the_registrys_clock_goes(

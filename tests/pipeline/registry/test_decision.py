@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings, strategies as st
 
@@ -141,6 +143,25 @@ def test_what_an_archiving_promotion_displaced_is_back_in_service_before_the_ali
     assert moves == [SetStage(1, N), SetAlias("champion", 2)]
 
 
+@pytest.mark.parametrize("announced", [True, False])
+def test_what_an_archiving_promotion_displaced_is_not_withdrawn_though_its_stage_was_written_meanwhile(
+    announced: bool,
+) -> None:
+    model = RegistryModel()
+    promotion = stage(3, P, archive_existing=True)
+    model.make(stage(1, P))
+    model.control()
+    model.make(alias("champion", 2))
+    model.control()
+    model.make(promotion)
+    # The promotion had read version 1 in Production before the controller took it out, and wrote it after that.
+    archived = replace(model.snapshot.versions[1], stage=A, updated_at=model.snapshot.versions[3].updated_at)
+    model.snapshot = replace(model.snapshot, versions={**model.snapshot.versions, 1: archived})
+    model.control(*([promotion] if announced else []))
+    assert model.aliases == {"champion": 3}
+    assert model.stages == {3: P}
+
+
 def test_previous_is_the_live_before_and_a_rollback_swaps_them() -> None:
     model = RegistryModel()
     for version in (1, 2, 1):
@@ -161,6 +182,23 @@ def test_refusal_keeps_live_and_names_the_pod() -> None:
     model.control()
     assert model.aliases == {"champion": 2, "live": 1}
     assert model.tag(2, Tag.SERVE_STATE) == "refused"
+
+
+@pytest.mark.parametrize("missing", [Tag.LORA_DIGEST, Tag.LORA_BASE_DIGEST])
+def test_alias_on_what_is_no_adapter_is_refused_at_once(missing: Tag) -> None:
+    """No pod ever takes it, so nobody is to wait for one."""
+    model = RegistryModel()
+    model.serve(1)
+    model.make(alias("champion", 1))
+    model.control()
+    alien = model.snapshot.versions[2]
+    tags = {tag: text for tag, text in alien.tags.items() if tag != missing}
+    model.snapshot = replace(model.snapshot, versions={**model.snapshot.versions, 2: replace(alien, tags=tags)})
+    model.make(alias("champion", 2))
+    model.control()
+    assert model.tag(2, Tag.SERVE_STATE) == "refused"
+    assert missing in str(model.tag(2, Tag.SERVE_ERROR))
+    assert model.aliases[Alias.LIVE] == 1
 
 
 def test_pod_that_does_not_answer_holds_live_back() -> None:

@@ -10,10 +10,12 @@ import sys
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from lorafleet_contract.exceptions import RegistryNotFound, SignatureInvalid
 from lorafleet_contract.signature import sign
@@ -264,3 +266,20 @@ def test_files_of_a_deleted_version_stay_with_its_logged_model(
     monkeypatch.setattr(upload, "ORPHAN_AGE_S", 0.0)
     register(workshop.spec, workshop.run("run-2"), workshop.settings)
     assert len(Storage(workshop.settings.s3).list(first.uri)) == len(FILES)
+
+
+def test_registration_stands_where_its_logged_model_takes_no_tag_and_a_sweep_spares_it_by_any_name(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise MlflowException("no tags today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_logged_model_tags", refuse)
+        first = register(workshop.spec, workshop.run("run-1"), workshop.settings)
+    workshop.mlflow.rename_registered_model(workshop.spec.name, f"{workshop.spec.name}-kept")
+    monkeypatch.setattr(upload, "ORPHAN_AGE_S", 0.0)
+    for key in ("run-2", "run-3"):
+        register(workshop.spec, workshop.run(key), workshop.settings)
+        assert len(Storage(workshop.settings.s3).list(first.uri)) == len(FILES)
+    assert workshop.logged_models() == ["READY"] * 3
