@@ -219,13 +219,14 @@ def test_a_version_whose_gate_failed_is_never_promoted_whatever_the_policy(
         ("auto", {Tag.SERVE_STATE: "refused"}, 1, False),
         ("auto", {Tag.SERVE_STATE: "refused"}, None, False),
         ("approval", {Tag.SERVE_PROMOTED_AT: "2026-01-01T00:00:00+00:00"}, 1, True),
-        # A spec that is again what it was, a version that nobody tried yet, and a try of this very run's.
-        ("auto", {Tag.SERVE_PROMOTED_AT: "2026-01-01T00:00:00+00:00"}, 3, True),
+        ("auto", {Tag.SERVE_PROMOTED_AT: "2026-01-01T00:00:00+00:00"}, 3, False),
+        # A version that nobody tried yet, and a try of this very run's.
         ("auto", {}, 1, True),
+        ("auto", {}, 3, True),
         ("auto", {Tag.SERVE_STATE: "refused"}, 2, True),
     ],
 )
-def test_a_version_that_was_rolled_back_comes_back_by_a_person_alone(
+def test_a_version_that_was_tried_and_replaced_comes_back_by_a_person_alone(
     fleet: WatchedFleet,
     context: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,

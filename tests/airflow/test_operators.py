@@ -178,10 +178,6 @@ def test_a_killed_task_cancels_its_training_and_may_be_retried(
         def __init__(self, run: RunFolder) -> None:
             self.run = run
 
-        @classmethod
-        def attach(cls, run: RunFolder) -> Job:
-            return cls(run)
-
         def cancel(self) -> bool:
             cancelled.append(self.run)
             return True

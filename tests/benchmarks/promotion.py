@@ -2,7 +2,8 @@
 
 Measures against the running stack: alias moves and stage changes through MLflow's own client, of versions that no
 pod has ever loaded, and rollbacks through the command line, process start included. Each first on the idle stack,
-then back to back under closed-loop clients, of whose requests none may fail.
+then back to back under closed-loop clients: none of their requests may fail, and none may be answered by a version
+that was not yet moved to, or that was replaced before.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 
 import psutil
@@ -26,6 +26,7 @@ from lorafleet_contract.fleet import PodReport
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_serving.client import PodClient
+from tests.benchmarks.closed_loop import ClosedLoop, Moves
 from tests.benchmarks.versions import delete_versions, make_versions
 
 DEADLINE_S = 30.0
@@ -35,71 +36,51 @@ IDLE_PERCENT = 30.0
 """Use of all cores below which a stack with nothing to do counts as idle."""
 
 
-@dataclass
-class ClosedLoop:
-    """Clients that each send a request, wait for the whole answer, and send the next."""
-
-    url: str
-    model: str
-    num_clients: int
-    answered: int = 0
-    failures: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Keep the clients going while the block runs."""
-        stop = threading.Event()
-        threads = [threading.Thread(target=self._client, args=(stop,)) for _ in range(self.num_clients)]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join()
-
-    def _client(self, stop: threading.Event) -> None:
-        with PodClient(self.url) as client:
-            while not stop.is_set():
-                try:
-                    client.complete(model=self.model, prompt="def add(a, b):", max_tokens=16)
-                    self.answered += 1
-                except Exception as error:
-                    self.failures.append(repr(error))
-
-
 def measure(settings: PlatformSettings, name: str, repeats: int, report: Callable[[str], None]) -> dict[str, float]:
     """Run the benchmark and return its flat map of results; times in seconds."""
-    source = settings.registry().get_model(name).aliases[Alias.CHAMPION]
+    registry = settings.registry()
+    source = registry.get_model(name).aliases[Alias.CHAMPION]
     report(f"registering {4 * repeats} versions")
     made = make_versions(settings, name, source, 4 * repeats)
     versions = iter(made.items())
     results: dict[str, float] = {}
-    loop = ClosedLoop(settings.pods[0], name, num_clients=4)
+    moves = Moves()
+    loop = ClosedLoop(settings.pods[0], name, num_clients=4, moves=moves)
+    with moves.to(registry.get_version(name, source).tags[Tag.LORA_DIGEST]):
+        pass  # It is served already.
+    fleet = _Fleet(settings, name, moves)
     try:
         for suffix, under_load in (("", False), ("_loaded", True)):
             if under_load:
                 with loop.running():
-                    times = _all_ways(settings, name, repeats, versions, report, lambda _: None)
+                    times = _all_ways(fleet, repeats, versions, report, lambda _: None)
             else:
-                times = _all_ways(settings, name, repeats, versions, report, _until_idle)
+                times = _all_ways(fleet, repeats, versions, report, _until_idle)
             for way, seconds in times.items():
                 results[f"{way}_p50{suffix}"] = statistics.median(seconds)
                 results[f"{way}_p95{suffix}"] = sorted(seconds)[max(0, round(0.95 * len(seconds)) - 1)]
                 results[f"{way}_max{suffix}"] = max(seconds)
     finally:
-        settings.registry().set_alias(name, Alias.CHAMPION, source)
+        registry.set_alias(name, Alias.CHAMPION, source)
         _until_live(settings, name, source)
         delete_versions(settings, name, made)
     for failure in sorted(set(loop.failures)):
         report(f"failed: {failure}")
-    return {**results, "requests": float(loop.answered), "failed": float(len(loop.failures))}
+    counts = {"requests": loop.answered, "failed": len(loop.failures), "mixed": loop.mixed}
+    return {**results, **{what: float(count) for what, count in counts.items()}}
+
+
+@dataclass(frozen=True)
+class _Fleet:
+    """The adapter that is moved, and the stack that serves it."""
+
+    settings: PlatformSettings
+    name: str
+    moves: Moves
 
 
 def _all_ways(
-    settings: PlatformSettings,
-    name: str,
+    fleet: _Fleet,
     repeats: int,
     versions: Iterator[tuple[int, str]],
     report: Callable[[str], None],
@@ -107,28 +88,29 @@ def _all_ways(
 ) -> dict[str, list[float]]:
     from mlflow import MlflowClient
 
-    client = MlflowClient(settings.mlflow_url)
+    client, name = MlflowClient(fleet.settings.mlflow_url), fleet.name
     times: dict[str, list[float]] = {"alias": [], "stage": [], "rollback": []}
     for _ in range(repeats):
         before_each(report)
         version, digest = next(versions)
         move = partial(client.set_registered_model_alias, name, "champion", str(version))
-        times["alias"].append(_until_served(settings, name, digest, move))
-        _until_live(settings, name, version)
+        times["alias"].append(_until_served(fleet, digest, move))
+        _until_live(fleet.settings, name, version)
         before_each(report)
         version, digest = next(versions)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # Stages are deprecated in MLflow, and supported here.
             move = partial(client.transition_model_version_stage, name, str(version), "Production")
-            times["stage"].append(_until_served(settings, name, digest, move))
-        _until_live(settings, name, version)
+            times["stage"].append(_until_served(fleet, digest, move))
+        _until_live(fleet.settings, name, version)
         before_each(report)
-        times["rollback"].append(_rollback(settings, name))
+        times["rollback"].append(_rollback(fleet))
         report(", ".join(f"{way} {seconds[-1]:.2f} s" for way, seconds in times.items()))
     return times
 
 
-def _rollback(settings: PlatformSettings, name: str) -> float:
+def _rollback(fleet: _Fleet) -> float:
+    settings, name = fleet.settings, fleet.name
     registry = settings.registry()
     target = registry.get_model(name).aliases[Alias.PREVIOUS]
     digest = registry.get_version(name, target).tags[Tag.LORA_DIGEST]
@@ -136,8 +118,7 @@ def _rollback(settings: PlatformSettings, name: str) -> float:
     environment = {**os.environ, "LORAFLEET_HOME": str(settings.home)}
     with ExitStack() as running:
         seconds = _until_served(
-            settings,
-            name,
+            fleet,
             digest,
             lambda: running.enter_context(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)),
         )
@@ -145,14 +126,16 @@ def _rollback(settings: PlatformSettings, name: str) -> float:
     return seconds
 
 
-def _until_served(settings: PlatformSettings, name: str, digest: str, change: Callable[[], object]) -> float:
+def _until_served(fleet: _Fleet, digest: str, change: Callable[[], object]) -> float:
     """Seconds from the call of `change` to the first token that the version of `digest` gives on every pod.
 
     The pods are asked for their report until they name the version: asking them to generate all the while would
     take the processor from what is measured. The time ends with a token all the same.
     """
+    settings, name = fleet.settings, fleet.name
     start = time.monotonic()
     with ExitStack() as running:
+        running.enter_context(fleet.moves.to(digest))
         clients = [
             running.enter_context(PodClient(url, settings.admin_token, timeout_s=DEADLINE_S)) for url in settings.pods
         ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 
 import psutil
 import pytest
 
 from lorafleet_contract.tags import Tag
-from lorafleet_pipeline.demo.airflow_client import AirflowClient, RunState
+from lorafleet_pipeline.demo.airflow_client import AirflowClient, RunState, TaskState
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.run_identity import dag_id, run_key
 from lorafleet_pipeline.training.job import TrainingJob
@@ -65,6 +66,46 @@ def _trainings(folder: RunFolder) -> int:
     return sum("lorafleet_pipeline.training" in command and str(folder.path) in command for command in commands)
 
 
+def _task_runner(stack: RunningStack) -> psutil.Process:
+    """The process in which Airflow runs its one task."""
+    scheduler = psutil.Process(_component_pid(stack, "airflow-scheduler"))
+    titles = {child: " ".join(child.cmdline()) for child in scheduler.children(recursive=True)}
+    (runner,) = [child for child, title in titles.items() if re.match(r"airflow worker -- [0-9a-f]{8}-", title)]
+    return runner
+
+
+def test_a_retry_follows_the_training_that_its_killed_task_began(stack: RunningStack) -> None:
+    status = stack.status
+    before = stack.settings.registry().search_versions(ADAPTER)
+    with AirflowClient(status.urls.airflow or "", status.airflow_user or "", status.airflow_password or "") as airflow:
+        dag = dag_id(ADAPTER)
+        run_id = airflow.trigger(dag, {"force": True, "steps": 10_000})
+        folder = RunFolder.of(stack.settings.work_dir, ADAPTER, run_key(dag, run_id))
+        job = TrainingJob(folder)
+
+        def step() -> int:
+            progress = job.progress()
+            return 0 if progress is None else progress.step
+
+        def train() -> TaskState:
+            (task,) = [task for task in airflow.run_state(dag, run_id).tasks if task.task_id == "train"]
+            return task
+
+        wait_for(step, "the training under way", 180)
+        pid = job.pid
+        _task_runner(stack).kill()
+        wait_for(lambda: (train().try_number, train().state) == (2, "running"), "the second try", 180)
+        assert wait_for(lambda: job.pid, "the training") == pid
+        assert _trainings(folder) == 1
+        # Only who follows the training hears that it was cancelled.
+        assert job.cancel()
+        wait_for(lambda: airflow.run_state(dag, run_id).finished, "the end of the run", 180)
+        assert train().state == "failed"
+        assert "cancelled" in str(airflow.failure(dag, run_id, train()))
+    assert _trainings(folder) == 0
+    assert stack.settings.registry().search_versions(ADAPTER) == before
+
+
 def test_a_run_survives_the_death_of_everything_around_it_and_of_its_training(stack: RunningStack) -> None:
     status = stack.stack.status()
     assert status.urls.airflow is not None
@@ -99,7 +140,9 @@ def test_a_run_survives_the_death_of_everything_around_it_and_of_its_training(st
             return state if state.finished else None
 
         run = wait_for(ended, "the run ends", 300)
-        assert run.state == "success", f"{run}, gate: {folder.gate_report.read_text()}"
+        gate = folder.gate_report.read_text() if folder.gate_report.is_file() else "none"
+        reasons = {task.task_id: airflow.failure(dag, run_id, task) for task in run.tasks if task.state == "failed"}
+        assert run.state == "success", f"{run}, {reasons}, gate: {gate}"
         after = {version.version for version in stack.settings.registry().search_versions(ADAPTER)}
         (made,) = after - before
         digest = stack.settings.registry().get_version(ADAPTER, made).tags[Tag.LORA_DIGEST]

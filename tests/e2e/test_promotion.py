@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from lorafleet_contract.aliases import Alias
-from tests.benchmarks.promotion import ClosedLoop
+from tests.benchmarks.closed_loop import ClosedLoop
 from tests.benchmarks.versions import make_versions
 from tests.e2e.conftest import ADAPTER, RunningStack
 from tests.waiting import wait_for
@@ -43,18 +43,24 @@ def test_moves_by_alias_by_stage_and_back_lose_no_request(stack: RunningStack, v
     client = MlflowClient(stack.settings.mlflow_url)
     (by_alias, alias_digest), (by_stage, stage_digest) = versions.items()
     loop = ClosedLoop(stack.settings.pods[0], ADAPTER, num_clients=4)
+    with loop.moves.to(_serving(stack)):
+        pass  # Where all begin.
     with loop.running():
-        client.set_registered_model_alias(ADAPTER, "champion", str(by_alias))
-        wait_for(lambda: _serving(stack) == alias_digest, "the version that the alias names is served")
+        with loop.moves.to(alias_digest):
+            client.set_registered_model_alias(ADAPTER, "champion", str(by_alias))
+            wait_for(lambda: _serving(stack) == alias_digest, "the version that the alias names is served")
         _await_live(stack, by_alias)
-        client.transition_model_version_stage(ADAPTER, str(by_stage), "Production")
-        wait_for(lambda: _serving(stack) == stage_digest, "the version in Production is served")
+        with loop.moves.to(stage_digest):
+            client.transition_model_version_stage(ADAPTER, str(by_stage), "Production")
+            wait_for(lambda: _serving(stack) == stage_digest, "the version in Production is served")
         _await_live(stack, by_stage)
-        rolled_back = stack.lorafleet("rollback", ADAPTER, "--json")
-        assert rolled_back.returncode == 0, rolled_back.stderr
-        assert _serving(stack) == alias_digest
+        with loop.moves.to(alias_digest):
+            rolled_back = stack.lorafleet("rollback", ADAPTER, "--json")
+            assert rolled_back.returncode == 0, rolled_back.stderr
+            assert _serving(stack) == alias_digest
     assert loop.answered > 0
     assert not loop.failures
+    assert loop.mixed == 0
 
 
 def test_history_tells_who_moved_what(stack: RunningStack) -> None:

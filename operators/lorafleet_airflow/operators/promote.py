@@ -22,8 +22,8 @@ class PromoteAdapterOperator(PlatformOperator):
 
     A version whose gate did not pass fails the task at once, whatever the policy. With the policy ``manual`` the
     task is skipped and its log says how to promote. A version that is champion already is only waited for. With the
-    policy ``auto`` a version that was served or refused, and from which the champion went back to an older one, stays
-    away: where spec and data are unchanged, every run ends at it again.
+    policy ``auto`` a version that was served or refused before, and is not the champion, stays where it is: where spec
+    and data are unchanged every run ends at it again, and to promote it would undo what replaced it, a rollback too.
 
     :param adapter: name of the adapter.
     :param version: the version to promote.
@@ -67,16 +67,16 @@ class PromoteAdapterOperator(PlatformOperator):
                     f"at {url}, or run `lorafleet promote {self.adapter} {version}`"
                 )
             if PromotionPolicy(self.policy) is PromotionPolicy.AUTO:
-                self._respect_a_rollback(version)
+                self._leave_what_had_its_turn(version)
             return self._promote(version, settings)
 
-    def _respect_a_rollback(self, version: int) -> None:
-        from lorafleet_pipeline.registry.promotion import was_taken_back
+    def _leave_what_had_its_turn(self, version: int) -> None:
+        from lorafleet_pipeline.registry.promotion import had_its_turn
 
-        if was_taken_back(self.adapter, version, self.registry()):
+        if had_its_turn(self.adapter, version, self.registry()):
             raise AirflowSkipException(
-                f"version {version} of {self.adapter} was tried before and rolled back: it is not promoted again by "
-                f"itself; run `lorafleet promote {self.adapter} {version}` if it is to serve"
+                f"version {version} of {self.adapter} was served or refused before and then replaced: it is not "
+                f"promoted again by itself; run `lorafleet promote {self.adapter} {version}` if it is to serve"
             )
 
     def _promote(self, version: int, settings: PlatformSettings) -> dict[str, Any]:

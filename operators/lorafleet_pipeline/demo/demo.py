@@ -15,6 +15,7 @@ from lorafleet_pipeline.demo.airflow_client import AirflowClient, RunState
 from lorafleet_pipeline.demo.result import Address, Comparison, DemoResult
 from lorafleet_pipeline.demo.source import DemoSource, find_spec, place_dataset
 from lorafleet_pipeline.exceptions import DemoError
+from lorafleet_pipeline.registry.publish import RegisteredVersion
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.run_identity import dag_id, run_key
 from lorafleet_pipeline.settings import PlatformSettings
@@ -76,9 +77,10 @@ def run_demo(options: DemoOptions, screen: DemoScreen) -> DemoResult:
         screen.step("putting the dataset on S3")
         spec = place_dataset(options.source, spec, settings)
         with _airflow(status) as airflow:
-            _run_dag(spec, settings, airflow, screen, options)
+            folder = _run_dag(spec, settings, airflow, screen, options)
         screen.step("asking base and champion over REST")
-        return _result(spec, settings, status, seconds=time.monotonic() - began, kept=options.keep or was_up)
+        version = champion_of(spec.name, folder, settings)
+        return _result(version, spec, settings, status, seconds=time.monotonic() - began, kept=options.keep or was_up)
     finally:
         if not (options.keep or was_up):
             screen.step("stopping the stack")
@@ -101,8 +103,8 @@ def _airflow(status: StackStatus) -> AirflowClient:
 
 def _run_dag(
     spec: AdapterSpec, settings: PlatformSettings, airflow: AirflowClient, screen: DemoScreen, options: DemoOptions
-) -> None:
-    """Trigger the adapter's DAG and follow it to its end."""
+) -> RunFolder:
+    """Trigger the adapter's DAG and follow it to its end; returns the run's folder."""
     dag = dag_id(spec.name)
     screen.step(f"waiting for Airflow to read the DAG {dag}")
     _await_dag(airflow, dag)
@@ -116,6 +118,7 @@ def _run_dag(
     screen.dag_run(run, None)
     if run.state != "success":
         raise DemoError(_cause(airflow, dag, run_id, run))
+    return folder
 
 
 def _await_dag(airflow: AirflowClient, dag: str) -> None:
@@ -144,15 +147,28 @@ def _cause(airflow: AirflowClient, dag: str, run_id: str, run: RunState) -> str:
     return f"task {failed[0].task_id} of {dag} failed: {' '.join(reason.split())}"
 
 
+def champion_of(name: str, folder: RunFolder, settings: PlatformSettings) -> int:
+    """The version that a run ended at, which is the champion unless somebody preferred another before.
+
+    Raises:
+        DemoError: another is champion, or none.
+    """
+    registered = RegisteredVersion.from_json(json.loads(folder.registration.read_text())).version
+    champion = settings.registry().get_model(name).aliases.get(Alias.CHAMPION)
+    if champion != registered:
+        raise DemoError(
+            f"the run ended at version {registered} of {name}, and the champion is "
+            f"{'none' if champion is None else f'version {champion}'}: see `lorafleet history {name}`, and run "
+            f"`lorafleet promote {name} {registered}` if it is to serve"
+        )
+    return registered
+
+
 def _result(
-    spec: AdapterSpec, settings: PlatformSettings, status: StackStatus, *, seconds: float, kept: bool
+    version: int, spec: AdapterSpec, settings: PlatformSettings, status: StackStatus, *, seconds: float, kept: bool
 ) -> DemoResult:
-    """The figures of the version that is live now, read from where MLflow keeps them."""
+    """The figures of a version, read from where MLflow keeps them."""
     registry = settings.registry()
-    aliases = registry.get_model(spec.name).aliases
-    if Alias.CHAMPION not in aliases:
-        raise DemoError(f"{spec.name} has no champion: see `lorafleet history {spec.name}`")
-    version = aliases[Alias.CHAMPION]
     address = registry.get_artifact_address(spec.name, version)
     storage = Storage(settings.s3)
     report = json.loads(storage.read_bytes(f"{address}/{GATE_REPORT_FILE}"))

@@ -18,6 +18,8 @@ _logger = logging.getLogger(__name__)
 
 _FIRST_RETRY_S = 0.5
 _LAST_RETRY_S = 30.0
+_LAST_WRITES_S = 5.0
+"""How long an end waits for what can still be written."""
 
 
 class AuditWriter:
@@ -35,10 +37,12 @@ class AuditWriter:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the entry that is being written."""
+        """End once what waits is written; while S3 is away, or slow, without that."""
         with self._changed:
             self._stopped = True
             self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(_LAST_WRITES_S)
 
     def add(self, entries: Iterable[AuditEntry], on_written: Callable[[str], None]) -> None:
         """Take entries; `on_written` is told the adapter once its last waiting entry is written."""
@@ -65,12 +69,14 @@ class AuditWriter:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._stopped)
-                if self._stopped:
+                if not self._waiting:
                     return
             try:
                 self._write_first()
                 retry_s = _FIRST_RETRY_S
             except StorageError as error:
+                if self._stopped:
+                    return
                 _logger.warning("the audit log cannot be written, trying again in %.0f s: %s", retry_s, error)
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopped, timeout=retry_s)

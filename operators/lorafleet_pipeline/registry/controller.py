@@ -125,6 +125,9 @@ class Controller:
                     due = time.monotonic() + (pause_s if self._away_since is None else min(pause_s, _RETRY_S))
         finally:
             self.close()
+            # What the audit log has taken by now is remembered, so that the next start does not journal it again.
+            if written := self._next(0.0):
+                self._try(written)
 
     def close(self) -> None:
         """Stop watching the pods and writing the audit log."""

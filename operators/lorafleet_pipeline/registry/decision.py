@@ -11,7 +11,7 @@ alias has no time: where both changed unseen, the alias wins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -136,20 +136,25 @@ def _unannounced(
     # it: the announced change is what was wanted.
     open_keys = [key for key in announced.differences(present) if key in unseen]
     numbers = [int(key.removeprefix("stage:")) for key in open_keys if key.startswith("stage:")]
-    yield from _stage_changes(snapshot, numbers)
+    told = {change.version for change in changes if isinstance(change, StageChange)}
+    yield from _stage_changes(snapshot, numbers, told)
     for alias in open_keys:
         if not alias.startswith("stage:"):
             yield AliasChange(alias, snapshot.aliases.get(alias), Actor(None, How.ALIAS), now)
 
 
-def _stage_changes(snapshot: AdapterSnapshot, numbers: Sequence[int]) -> Iterator[StageChange]:
+def _stage_changes(snapshot: AdapterSnapshot, numbers: Sequence[int], told: Set[int]) -> Iterator[StageChange]:
+    """The stage changes that led to the stages of some versions; `told` are versions whose change was announced."""
     changed = [snapshot.versions[number] for number in numbers if number in snapshot.versions]
-    tidied = {item.version for item in changed if _is_tidied(item, snapshot)}
-    tidied_at = {snapshot.versions[number].updated_at for number in tidied}
-    for item in sorted(changed, key=lambda item: (item.updated_at, item.version)):
-        if item.version not in tidied:
-            tidies = item.stage in STAGE_ALIASES and item.updated_at in tidied_at
-            yield StageChange(item.version, item.stage, Actor(None, How.STAGE), item.updated_at / 1000, tidies)
+    tidied = [item for item in changed if _is_tidied(item, snapshot)]
+    tidied_at = {item.updated_at for item in tidied}
+    # Who tidied up may have been in the stage before: then only what was archived with it tells of the promotion.
+    promoted = [item for item in snapshot.versions.values() if item.stage in STAGE_ALIASES and item.version not in told]
+    made = {item.version: item for item in changed if item not in tidied}
+    made |= {item.version: item for item in promoted if item.updated_at in tidied_at}
+    for item in sorted(made.values(), key=lambda item: (item.updated_at, item.version)):
+        tidies = item.stage in STAGE_ALIASES and item.updated_at in tidied_at
+        yield StageChange(item.version, item.stage, Actor(None, How.STAGE), item.updated_at / 1000, tidies)
 
 
 def _is_tidied(version: VersionSnapshot, snapshot: AdapterSnapshot) -> bool:

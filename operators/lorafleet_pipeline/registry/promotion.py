@@ -68,17 +68,17 @@ def promote(
     return _move(registry, item, alias, before, settings, wait_s, on_progress)
 
 
-def was_taken_back(name: str, version: int, registry: RegistryClient) -> bool:
-    """Whether a version was live, or refused, and the champion is an older one again, or none: a rollback, by whomever.
+def had_its_turn(name: str, version: int, registry: RegistryClient) -> bool:
+    """Whether a version was live, or refused, and is the champion no longer: another was preferred to it, by whomever.
 
-    A newer champion says nothing against it: a spec may return to what it was.
+    Its gate compared it with the champion of its own time, so that it says nothing about the one of today.
 
     Raises:
         PromotionError: there is no such version.
     """
-    tags, champion = _version(registry, name, version).tags, _aliases(registry, name).get(Alias.CHAMPION)
+    tags = _version(registry, name, version).tags
     was_tried = Tag.SERVE_PROMOTED_AT in tags or tags.get(Tag.SERVE_STATE) in (ServeState.REFUSED, ServeState.FAILED)
-    return was_tried and (champion is None or champion < version)
+    return was_tried and _aliases(registry, name).get(Alias.CHAMPION) != version
 
 
 def rollback(

@@ -41,13 +41,16 @@ class VersionUpload:
         self._mlflow = MlflowClient(settings.mlflow_url)
         self._name = prepared.manifest.name
         self._made_registered_model = False
+        self._may_hold_files = False
+        """Whether files of the logged model may stand on S3."""
 
     def publish(self) -> int:
         """Upload, check, and create the version; returns its number.
 
         Raises:
             RegistrationError: MLflow refused, or a file did not arrive; nothing is left behind.
-            StorageError: S3 refused or is away; nothing is left behind.
+            StorageError: S3 refused or is away; nothing is left behind, but for a logged model without a version where
+                S3 went away in the middle: by it the next try, or a later sweep, finds the files.
         """
         from mlflow.exceptions import MlflowException
 
@@ -65,7 +68,7 @@ class VersionUpload:
         finally:
             # Whatever it was, an interruption by a person or by Airflow among it.
             if not is_published:
-                self._discard(model)
+                self._discard(model, may_hold_files=self._may_hold_files)
         self._note_registered(model, version)
         return version
 
@@ -86,7 +89,7 @@ class VersionUpload:
             key = model.tags.get(Tag.RUN_KEY.value)
             if key not in (None, self._prepared.run_key) and REGISTERED_AS not in model.tags:
                 _logger.info("removing logged model %s, which run %s left incomplete", model.model_id, key)
-                self._discard(model)
+                self._discard(model, may_hold_files=True)
 
     def _logged_model(self, experiment: str) -> Any:
         """The logged model that an earlier try of this run left, or a new one."""
@@ -97,6 +100,7 @@ class VersionUpload:
         left = self._mlflow.search_logged_models([experiment], filter_string=wanted, max_results=1)
         if left:
             _logger.info("going on with logged model %s, which an earlier try left", left[0].model_id)
+            self._may_hold_files = True
             return left[0]
         return self._mlflow.create_logged_model(
             experiment,
@@ -133,6 +137,8 @@ class VersionUpload:
                 run_id=prepared.mlflow_run_id,
             )
             save_model(sent, mlflow_model, prepared.files, write_model_card(prepared.manifest, prepared.gate))
+            self._storage.list(location)  # Where S3 does not answer, nothing has been left there.
+            self._may_hold_files = True
             self._storage.upload_folder(sent, location)
             for name in FILES:
                 self._storage.download(f"{location}/{name}", received / name)
@@ -166,7 +172,7 @@ class VersionUpload:
         )
         return int(version.version)
 
-    def _discard(self, model: Any) -> None:
+    def _discard(self, model: Any, *, may_hold_files: bool) -> None:
         """Remove what was made, as far as the servers still answer; what stays is taken up by the next try."""
         from mlflow.exceptions import MlflowException
 
@@ -178,11 +184,12 @@ class VersionUpload:
             if versions:  # Created after all, and only the answer was lost: the next try finds it.
                 self._note_registered(model, int(versions[0].version))
                 return
-            self._mlflow.delete_logged_model(model.model_id)
             if self._made_registered_model and not self._mlflow.search_model_versions(f"name='{self._name}'"):
                 self._mlflow.delete_registered_model(self._name)
-            if is_s3(str(model.artifact_location)):
+            # The files first: as long as the logged model is there, a later try or a sweep finds them by it.
+            if may_hold_files and is_s3(str(model.artifact_location)):
                 self._storage.delete_folder(str(model.artifact_location))
+            self._mlflow.delete_logged_model(model.model_id)
         except (MlflowException, PipelineError) as error:
             _logger.warning("logged model %s could not be removed: %s", model.model_id, _first_line(error))
 

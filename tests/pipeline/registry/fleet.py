@@ -87,7 +87,7 @@ class Fleet:
         return AuditLog(Storage(self.settings.s3), self.settings.audit_url).read(name)
 
 
-def eventually(condition: Callable[[], bool], what: str, limit_s: float = 15.0) -> None:
+def eventually(condition: Callable[[], bool], what: str, limit_s: float = 60.0) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + limit_s
     while not condition():

@@ -24,6 +24,7 @@ from lorafleet_pipeline.registry.controller import Controller, run
 from lorafleet_pipeline.registry.pods import PodWatch
 from lorafleet_pipeline.registry.sole_instance import sole_instance
 from lorafleet_pipeline.settings import PlatformSettings
+from lorafleet_pipeline.stack.ports import free_port
 from lorafleet_serving.client import PodClient
 from tests.pipeline.registry.fake_pod import ADMIN_TOKEN, FakePod
 from tests.pipeline.registry.fleet import Fleet, eventually, fleet_of, settings_of
@@ -56,8 +57,21 @@ def beside(managed: Fleet) -> Iterator[Beside]:
 
 @contextmanager
 def running(settings: PlatformSettings) -> Iterator[None]:
+    with _thread(partial(run, settings, interval_s=0.2)):
+        yield
+
+
+@contextmanager
+def _looking(controller: Controller) -> Iterator[Controller]:
+    with _thread(controller.run):
+        yield controller
+
+
+@contextmanager
+def _thread(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Have a thread work, until the test is over however it ends."""
     stop = threading.Event()
-    thread = threading.Thread(target=run, args=(settings, stop), kwargs={"interval_s": 0.2})
+    thread = threading.Thread(target=work, args=(stop,))
     thread.start()
     try:
         yield
@@ -79,6 +93,18 @@ def test_changes_are_found_by_looking(managed: Fleet) -> None:
         eventually(lambda: managed.stages(name) == {1: "None", 2: "Production", 3: "None"}, "nothing withdrawn")
     told = [(entry.what, entry.after, entry.how) for entry in managed.audit(name) if entry.what == "champion"]
     assert told == [("champion", "1", How.STAGE), ("champion", "3", How.ALIAS), ("champion", "2", How.STAGE)]
+
+
+def test_controller_that_is_told_to_stop_writes_and_remembers_what_it_saw(managed: Fleet, beside: Beside) -> None:
+    name = managed.adapter()
+    with running(managed.settings):
+        for version in (1, 2, 3):
+            managed.set_alias(name, "champion", version)
+            eventually(partial(_is_live, managed, name, version), f"version {version} live")
+    log = managed.audit(name)
+    assert [entry.after for entry in log if entry.what == "champion"] == ["1", "2", "3"]
+    beside().run_once()
+    assert managed.audit(name) == log
 
 
 def test_second_pass_writes_nothing(managed: Fleet, beside: Beside) -> None:
@@ -159,9 +185,13 @@ def test_what_it_wrote_itself_is_no_news_to_it_however_the_registrys_clock_goes(
     assert managed.stages(name) == {1: "None", 2: "Production", 3: "None"}
 
 
+def _is_live(managed: Fleet, name: str, version: int) -> bool:
+    return managed.aliases(name).get("live") == version
+
+
 def _is_live_after_a_pass(managed: Fleet, controller: Controller, name: str, version: int) -> bool:
     controller.run_once()
-    return managed.aliases(name).get("live") == version
+    return _is_live(managed, name, version)
 
 
 def test_memory_of_a_model_does_not_pass_to_another_of_its_name(managed: Fleet, beside: Beside) -> None:
@@ -213,18 +243,13 @@ def test_pod_that_is_down_holds_live_back_and_is_named(managed: Fleet, beside: B
     assert "http://127.0.0.1:9 does not answer" in managed.tags(name, 1)[Tag.SERVE_ERROR]
 
 
-def test_registry_that_is_away_at_the_start_is_waited_for(managed: Fleet) -> None:
-    name = managed.adapter()
-    managed.set_stage(name, 1, "Production")
-    stop = threading.Event()
-    controller = Controller(replace(managed.settings, mlflow_url="http://127.0.0.1:9"), interval_s=1.0, announced=False)
-    thread = threading.Thread(target=controller.run, args=(stop,))
-    thread.start()
-    with running(replace(managed.settings, home=managed.settings.home / "other")):
-        eventually(lambda: managed.aliases(name) == {"champion": 1, "live": 1}, "the other controller's work")
-    assert thread.is_alive()
-    stop.set()
-    thread.join()
+def test_registry_that_is_away_at_the_start_is_waited_for(tmp_path: Path) -> None:
+    port = free_port()
+    settings = PlatformSettings(home=tmp_path, work_dir=tmp_path, mlflow_url=f"http://127.0.0.1:{port}")
+    with _looking(Controller(settings, interval_s=0.05, announced=False)) as controller:
+        eventually(lambda: controller._away_since is not None, "a look at the registry that is away")
+        with _GuardedRegistry(None, port) as registry:
+            eventually(lambda: registry.num_answered > 0, "a look at the registry that came")
 
 
 def test_second_instance_waits_for_the_first(tmp_path: Path) -> None:
@@ -296,13 +321,10 @@ def test_managed_registry_is_asked_with_the_credentials_of_the_settings(tmp_path
 def test_wrong_credentials_are_told_once_and_waited_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with _GuardedRegistry("Bearer t0ken") as registry:
         settings = PlatformSettings(home=tmp_path, work_dir=tmp_path, mlflow_url=registry.url, mlflow_token="wrong")
-        controller, stop = Controller(settings, interval_s=0.05, announced=False), threading.Event()
+        controller = Controller(settings, interval_s=0.05, announced=False)
         controller._away_since = time.monotonic() - 60
-        thread = threading.Thread(target=controller.run, args=(stop,))
-        thread.start()
-        eventually(lambda: registry.num_refused > 3, "several looks")
-        stop.set()
-        thread.join()
+        with _looking(controller):
+            eventually(lambda: registry.num_refused > 3, "several looks")
     told = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(told) == 1
     assert "the controller waits" in told[0].getMessage()
@@ -312,14 +334,15 @@ def test_wrong_credentials_are_told_once_and_waited_out(tmp_path: Path, caplog: 
 class _GuardedRegistry(ThreadingHTTPServer):
     """An empty registry that answers to one authorization alone."""
 
-    def __init__(self, authorization: str) -> None:
+    def __init__(self, authorization: str | None, port: int = 0) -> None:
         registry = self
-        self.num_refused = 0
+        self.num_refused = self.num_answered = 0
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 is_known = self.headers.get("Authorization") == authorization
                 registry.num_refused += not is_known
+                registry.num_answered += is_known
                 self.send_response(200 if is_known else 401)
                 self.end_headers()
                 self.wfile.write(b"{}")
@@ -327,7 +350,7 @@ class _GuardedRegistry(ThreadingHTTPServer):
             def log_message(self, format: str, *args: Any) -> None:
                 """Keep quiet."""
 
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 

@@ -53,6 +53,8 @@ P, S, A, N = Stage.PRODUCTION, Stage.STAGING, Stage.ARCHIVED, Stage.NONE
         ([stage(2, P), stage(2, A)], {}, {2: A}),
         ([stage(1, P), stage(2, P), stage(2, A)], {"champion": 1}, {1: P, 2: A}),
         ([stage(2, P), stage(3, P, archive_existing=True)], {"champion": 3}, {3: P}),
+        ([stage(2, P), stage(3, P), stage(2, P, archive_existing=True)], {"champion": 2}, {2: P}),
+        ([stage(2, P), stage(3, P), stage(3, P, archive_existing=True)], {"champion": 3}, {3: P}),
         ([alias("champion", 2)], {"champion": 2}, {2: P}),
         ([alias("champion", 2), alias("champion", 3)], {"champion": 3}, {3: P}),
         ([alias("champion", 2), alias("champion", None)], {}, {}),
@@ -141,6 +143,22 @@ def test_what_an_archiving_promotion_displaced_is_back_in_service_before_the_ali
     model.make(promotion)
     moves = [action for action in model.control(promotion).actions if not isinstance(action, SetTag)]
     assert moves == [SetStage(1, N), SetAlias("champion", 2)]
+
+
+def test_move_of_the_alias_after_an_archiving_promotion_wins_though_the_promotion_was_seen_late() -> None:
+    model = RegistryModel()
+    model.make(stage(1, P))
+    model.control()
+    model.make(alias("champion", 2))
+    model.control()
+    changes: list[Change] = [stage(3, P, archive_existing=True), alias("champion", 4)]
+    for change in changes:
+        model.make(change)
+    archived = replace(model.snapshot.versions[1], stage=A, updated_at=model.snapshot.versions[3].updated_at)
+    model.snapshot = replace(model.snapshot, versions={**model.snapshot.versions, 1: archived})
+    model.control(*changes)
+    assert model.aliases == {"champion": 4}
+    assert model.stages == {4: P}
 
 
 @pytest.mark.parametrize("announced", [True, False])

@@ -171,6 +171,28 @@ def test_failed_upload_leaves_nothing(workshop: Workshop) -> None:
     assert register(workshop.spec, run, workshop.settings).version == 1
 
 
+def test_files_that_s3_took_before_it_went_away_are_found_by_the_next_try(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_one = Storage.upload
+
+    def upload_and_lose(storage: Storage, path: Path, address: str) -> None:
+        upload_one(storage, path, address)
+        del storage.client
+        storage._settings = replace(storage._settings, endpoint="http://127.0.0.1:9")
+
+    run = workshop.run()
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "upload", upload_and_lose)
+        with pytest.raises(StorageUnreachable):
+            register(workshop.spec, run, workshop.settings)
+    assert workshop.versions() == []
+    assert len(workshop.logged_models()) == 1, "nothing leads to the file that was taken"
+    version = register(workshop.spec, run, workshop.settings)
+    assert len(Storage(workshop.settings.s3).list(version.uri)) == len(FILES)
+    assert workshop.logged_models() == ["READY"]
+
+
 _KILLED = """
 import os, signal, sys
 from pathlib import Path

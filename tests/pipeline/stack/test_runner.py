@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from lorafleet_contract.backoff import Backoff
 from lorafleet_pipeline.exceptions import StackError
 from lorafleet_pipeline.stack import component as component_module, runner as runner_module
 from lorafleet_pipeline.stack.component import Component, ComponentPlan
@@ -121,6 +122,18 @@ def test_killed_component_is_started_again_and_the_cause_told(board: Board, plan
     assert second.pid not in (None, first.pid)
 
 
+def test_component_that_ended_for_hours_is_started_again(
+    board: Board, plan: ComponentPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "_BACKOFF", Backoff(first_s=1e-9, longest_s=0.01))
+    (runner,) = board.start(plan)
+    first = board.wait_state("sleeper", ComponentState.READY)
+    assert first.pid is not None
+    runner._failures = 5000
+    os.kill(first.pid, signal.SIGKILL)
+    board.wait_for(lambda status: status.state is ComponentState.READY and status.restarts == 1)
+
+
 def test_component_that_never_starts_is_given_up_with_its_last_words(board: Board, plan: ComponentPlan) -> None:
     failing = (sys.executable, "-c", "print('first line'); raise SystemExit('no such table: jobs')")
     board.start(replace(plan, command=failing, probe=lambda since: "silent"))
@@ -147,7 +160,7 @@ def test_component_that_stops_answering_is_told_and_restarted(
     board: Board, plan: ComponentPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner_module, "_PROBE_EVERY_S", 0.05)
-    monkeypatch.setattr(runner_module, "_SILENCE_LIMIT_S", 1.5)
+    monkeypatch.setattr(runner_module, "_SILENCE_LIMIT_S", 5.0)
     silent = threading.Event()
     board.start(replace(plan, probe=lambda since: "no answer" if silent.is_set() else None))
     first = board.wait_state("sleeper", ComponentState.READY)
