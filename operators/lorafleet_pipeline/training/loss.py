@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,12 +23,29 @@ def completion_loss(model: PeftModel, batch: Batch) -> torch.Tensor:
     """
     targets = batch.labels[:, 1:]
     positions = torch.nonzero((targets != IGNORED).any(dim=0)).squeeze(1)  # [num_positions]
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        logits_to_keep=positions,
-        use_cache=False,
-    ).logits  # [num_examples, num_positions, vocabulary]
+    with _mixed_precision(model):
+        logits = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            logits_to_keep=positions,
+            use_cache=False,
+        ).logits  # [num_examples, num_positions, vocabulary]
     return F.cross_entropy(
         logits.flatten(0, 1).float(), targets[:, positions].flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
+
+@contextmanager
+def _mixed_precision(model: PeftModel) -> Iterator[None]:
+    """Multiply by the adapter's weights, which are fp32, in the type of the base.
+
+    PEFT would take the input of each layer to fp32 and its result back: more traffic than the products themselves.
+    """
+    dtype = model.get_input_embeddings().weight.dtype
+    if dtype is torch.float32:
+        yield
+        return
+    from peft.helpers import disable_input_dtype_casting
+
+    with disable_input_dtype_casting(model), torch.autocast(model.device.type, dtype):
+        yield
