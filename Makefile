@@ -31,7 +31,7 @@ test: $(STAMP) ## Every test that needs neither a GPU nor half an hour
 faults: $(STAMP) ## Inject every fault, twenty times each
 	LORAFLEET_FAULT_REPEATS=20 $(BIN)/pytest -m faults
 
-soak: $(STAMP) ## Thousands of requests and of random scheduler steps, and what memory they leave
+soak: $(STAMP) ## Thousands of requests, of random API calls and scheduler steps, and what memory they leave
 	$(BIN)/pytest -m soak --timeout=3600
 
 check: $(STAMP) ## Format, lint and types; changes nothing

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from lorafleet_serving.engine.openmp import wait_briefly
+from lorafleet_contract.openmp import wait_briefly
 from tests.services import RunningMLflow, RunningS3, start_mlflow, start_s3
 
 # Servers, training and tests share the cores: a thread that waits for another must not keep it from running.

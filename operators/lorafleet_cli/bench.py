@@ -10,6 +10,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,10 +21,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lorafleet_contract.openmp import wait_briefly
 from lorafleet_pipeline.base_models import DEFAULT_BASE_MODEL, resolve_base_model
 from lorafleet_pipeline.exceptions import InvalidSetting
 from lorafleet_pipeline.settings import PlatformSettings
-from lorafleet_serving.engine.openmp import wait_briefly
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 _MEASURED_VERSIONS = ("lorafleet", "torch", "transformers", "peft", "mlflow")
@@ -49,6 +50,9 @@ def serving(
     model: Annotated[str, typer.Option(help="Base model: a folder or a hub id")] = DEFAULT_BASE_MODEL,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds of decoding; each measures everything once")] = 3,
     load_seconds: Annotated[float, typer.Option(min=0, help="Length of each closed-loop load; 0 leaves them out")] = 20,
+    vllm_python: Annotated[
+        Path | None, typer.Option(help="Interpreter of an environment with vLLM, a further peer; unset leaves it out")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
 ) -> None:
     """Decoding with 0, 1, 8 and 25 adapters beside transformers, PEFT and the machine's limits; then users' loads."""
@@ -56,8 +60,10 @@ def serving(
     folder = resolve_base_model(model)
     notes = Console(stderr=True)
     benchmark = _benchmark("serving")
-    results = benchmark.measure(folder, repeats, benchmark.LoadPlan(seconds=load_seconds), notes.print)
-    _show("serving", results, as_json=as_json)
+    plan = benchmark.LoadPlan(seconds=load_seconds)
+    results = benchmark.measure(folder, repeats, plan, notes.print, vllm_python)
+    left_out = [name for name in benchmark.VLLM_NAMES if name not in results]
+    _show("serving", results, as_json=as_json, left_out=left_out)
 
 
 def _benchmark(name: str) -> ModuleType:
@@ -69,11 +75,12 @@ def _benchmark(name: str) -> ModuleType:
     return importlib.import_module(f"tests.benchmarks.{name}")
 
 
-def _show(name: str, results: dict[str, float], *, as_json: bool) -> None:
+def _show(name: str, results: dict[str, float], *, as_json: bool, left_out: Sequence[str] = ()) -> None:
     if as_json:
-        print(json.dumps({**_circumstances(), "benchmark": name, "results": results}, indent=2))
+        document = {**_circumstances(), "benchmark": name, "left_out": left_out, "results": results}
+        print(json.dumps(document, indent=2))
         return
-    table = Table(title=f"bench {name}")
+    table = Table(title=f"bench {name}", caption=f"left out: {', '.join(left_out)}" if left_out else None)
     table.add_column("figure")
     table.add_column("value", justify="right")
     for key, value in results.items():

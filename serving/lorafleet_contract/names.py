@@ -83,7 +83,9 @@ def parse_reference(text: str) -> AdapterReference:
     if "@" in text:
         name, _, alias = text.partition("@")
         if not _ALIAS.fullmatch(alias):
-            raise InvalidName(f"alias {alias!r} in {text!r} is not valid: use name@alias, for instance {name}@champion")
+            raise InvalidName(
+                f"alias {alias!r} in {text!r} is not valid: use name@alias, for instance {name + '@champion'!r}"
+            )
         return NamedAdapter(check_adapter_name(name), alias=alias)
     if ":" in text:
         name, _, version = text.partition(":")

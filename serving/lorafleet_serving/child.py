@@ -20,12 +20,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from lorafleet_contract.backoff import Backoff
 from lorafleet_serving.loop import post
 
 _logger = logging.getLogger(__name__)
 
-_FIRST_DELAY_S = 0.5
-_LONGEST_DELAY_S = 15.0
+_BACKOFF = Backoff(first_s=0.5, longest_s=15.0)
 _STABLE_S = 30.0
 """A child that ran this long starts again at once when it dies."""
 _EXIT_LIMIT_S = 5.0
@@ -88,7 +88,7 @@ class ChildProcess:
             process.start()
         except OSError as error:
             _logger.error("%s process cannot be started (%s): tried again", self.name, error)
-            self._restart = self._loop.call_later(_LONGEST_DELAY_S, self.start)
+            self._restart = self._loop.call_later(_BACKOFF.longest_s, self.start)
             return
         finally:
             for end in (theirs, beating):
@@ -164,7 +164,7 @@ class ChildProcess:
         lived_s = time.monotonic() - self._started_at
         self._quick_deaths = 0 if lived_s >= _STABLE_S else self._quick_deaths + 1
         # The first death is answered at once; only a child that keeps dying has to wait.
-        delay = min(_FIRST_DELAY_S * 2 ** (self._quick_deaths - 2), _LONGEST_DELAY_S) if self._quick_deaths > 1 else 0.0
+        delay = _BACKOFF.pause_s(self._quick_deaths - 1)
         _logger.error("%s process ended (exit code %s): starts again in %.1f s", self.name, process.exitcode, delay)
         self._on_exit()
         assert self._loop is not None

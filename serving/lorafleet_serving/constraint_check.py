@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from lorafleet_serving.engine.constraint import Constraint
+from lorafleet_serving.engine.constraint import Constraint, ConstraintKind
 from lorafleet_serving.engine.grammar_compiler import GrammarCompiler
 from lorafleet_serving.exceptions import QueueFull
 from lorafleet_serving.tokenizer import PodTokenizer
@@ -23,8 +23,8 @@ class ConstraintCheck:
         self._compiler = GrammarCompiler(lambda: tokenizer().to_json(), end_token_ids=(), num_threads=_NUM_THREADS)
         self._num_waiting = 0
 
-    async def check(self, constraint: Constraint) -> None:
-        """Check one constraint.
+    async def check(self, constraint: Constraint) -> Constraint:
+        """Check one constraint; gives it in the form that the engine reads.
 
         Raises:
             InvalidRequest: no answer can follow it, it is too complex, or the pod lacks the library for it.
@@ -34,6 +34,9 @@ class ConstraintCheck:
             raise QueueFull(f"{MAX_WAITING} constraints wait to be compiled, which is the limit: try later")
         self._num_waiting += 1
         try:
+            if constraint.kind is ConstraintKind.GBNF:
+                constraint = await asyncio.wrap_future(self._compiler.translate(constraint))
             await asyncio.wrap_future(self._compiler.submit(constraint))
         finally:
             self._num_waiting -= 1
+        return constraint

@@ -28,10 +28,15 @@ class Generation:
     """The answer to one request while it is made. Closing it early aborts it in the engine."""
 
     def __init__(
-        self, stream: TokenStream, tokenizer: PodTokenizer, stop: tuple[str, ...], resources: ExitStack
+        self,
+        stream: TokenStream,
+        tokenizer: PodTokenizer,
+        prompt: tuple[int, ...],
+        stop: tuple[str, ...],
+        resources: ExitStack,
     ) -> None:
         self._stream = stream
-        self._text = Detokenizer(tokenizer)
+        self._text = Detokenizer(tokenizer, prompt)
         self._screen = StopScreen(stop)
         self._resources = resources
         self.num_tokens = 0

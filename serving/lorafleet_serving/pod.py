@@ -226,7 +226,7 @@ class Pod:
                 resources.enter_context(self.catalog.lease(digest))
             stream = self.engine.submit(request)
             resources.callback(stream.close)
-            generation = Generation(stream, self.tokenizer, stop, resources.pop_all())
+            generation = Generation(stream, self.tokenizer, token_ids, stop, resources.pop_all())
         self.in_flight.add(generation)
         return generation
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from lorafleet_serving.chat_template import ChatMessage, ChatTemplate, Tool
 from lorafleet_serving.exceptions import InvalidRequest, PromptTooLong, UnsupportedModel
+
+_NUM_REMEMBERED = 1 << 15
+"""Tokens whose text is remembered: alternatives are the same few ones most of the time."""
 
 
 class TextToken(NamedTuple):
@@ -40,6 +44,10 @@ class PodTokenizer:
         self._num_ids = max(vocabulary.values()) + 1
         added = self._text.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._anchor = self._text.encode("a", add_special_tokens=False).ids[-1:]
+        self._anchor_text = self.decode(self._anchor)
+        self.decode_token: Callable[[int], str] = lru_cache(_NUM_REMEMBERED)(self._decode_token)
+        """Text of one token as it stands inside a text, without that of a special one."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Tokens of a text."""
@@ -96,6 +104,12 @@ class PodTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of tokens, without special ones."""
         return str(self._text.decode(list(token_ids), skip_special_tokens=True))
+
+    def _decode_token(self, token_id: int) -> str:
+        # Behind another token: at the start of a text some decoders take its blank away.
+        text = self.decode([*self._anchor, token_id])
+        # Bytes side by side are read as a whole, so that one which is no character may spoil an anchor of bytes.
+        return text[len(self._anchor_text) :] if text.startswith(self._anchor_text) else self.decode([token_id])
 
     def to_json(self) -> str:
         """The tokenizer as the text of a tokenizer.json."""

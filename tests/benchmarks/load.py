@@ -28,6 +28,7 @@ from tests.serving.registered_adapter import AdapterSource, RegistryHand
 NUM_TOKENS = 32
 LONG_PROMPT_TOKENS = 2000
 _LOAD_LIMIT_S = 300.0
+_TOLD = ("tokens_per_s", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99")
 
 Report = Callable[[str], None]
 
@@ -62,13 +63,20 @@ class Timings:
     errors: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
-        """Mean and percentiles of each, throughput, and the number of errors."""
+        """Mean and percentiles of each that was seen, throughput, and the number of errors."""
         figures = {"tokens_per_s": self.num_tokens / self.seconds, "requests": float(len(self.total))}
         figures["errors"] = float(len(self.errors))
         for name, values in (("ttft", self.ttft), ("itl", self.between_tokens), ("total", self.total)):
-            figures[f"{name}_mean"] = statistics.fmean(values)
-            figures |= {f"{name}_p{percent}": _percentile(values, percent) for percent in (50, 90, 99)}
+            if values:
+                figures[f"{name}_mean"] = statistics.fmean(values)
+                figures |= {f"{name}_p{percent}": _percentile(values, percent) for percent in (50, 90, 99)}
         return figures
+
+    def told(self) -> str:
+        """The figures that matter most, and what went wrong."""
+        figures = self.summary()
+        text = ", ".join(f"{key} {figures[key]:.3g}" for key in _TOLD if key in figures)
+        return f"{text}, {len(self.errors)} errors {self.errors[:1] or ''}".rstrip()
 
 
 def measure_load(
@@ -88,12 +96,8 @@ def measure_load(
 
 
 def _store(results: dict[str, float], name: str, timings: Timings, report: Report) -> None:
-    figures = timings.summary()
-    results |= {f"{name}.{key}": value for key, value in figures.items()}
-    text = ", ".join(
-        f"{key} {figures[key]:.3g}" for key in ("tokens_per_s", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99")
-    )
-    report(f"{name}: {text}, {len(timings.errors)} errors {timings.errors[:1] or ''}")
+    results |= {f"{name}.{key}": value for key, value in timings.summary().items()}
+    report(f"{name}: {timings.told()}")
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """`lorafleet bench serving`: decoding of many adapters, beside its peers and its limits, in one run.
 
 Decoding alone is measured on all sides: the time between the first and the last token of a batch. Peers are
-transformers and PEFT on the same weights, prompts and adapters. Two limits stand beside them: `bound`, the model's
-linear layers alone through oneDNN, the faster of packed and plain weights; and `bandwidth`, the time that reading the
-weights once from memory takes. `ours.int8` is the engine with weights of 8 bits, whose perplexity on real text stands
-beside that of the model's own weights where `LORAFLEET_TASK_DATA` is set. Prefills are of one prompt of 1024 tokens.
+transformers and PEFT on the same weights, prompts and adapters, and vLLM where an environment has it. Two limits stand
+beside them: `bound`, the model's linear layers alone through oneDNN, the faster of packed and plain weights; and
+`bandwidth`, the time that reading the weights once from memory takes. `ours.int8` is the engine with weights of 8 bits,
+whose perplexity on real text stands beside that of the model's own weights where `LORAFLEET_TASK_DATA` is set. Prefills
+are of one prompt of 1024 tokens.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tests.benchmarks.adapters import MOST_ADAPTERS, PROMPT, RANK, write_adapter
 from tests.benchmarks.limits import Limits
 from tests.benchmarks.load import measure_load
 from tests.benchmarks.perplexity import measure_perplexity
+from tests.benchmarks.vllm_peer import NAMES as VLLM_NAMES, OPTION as VLLM_OPTION, DecodingBatch, VllmPeer
 
 NUM_SEQS = 32
 NUM_TOKENS = 32
@@ -37,6 +39,8 @@ RATIOS = {
     "adapters_8_to_base": ("ours.adapters_8", "ours.base"),
     "adapters_25_to_base": ("ours.adapters_25", "ours.base"),
     "adapters_8_to_peft": ("ours.adapters_8", "peft.adapters_8"),
+    "base_to_vllm": ("ours.base", "vllm.base"),
+    "adapters_8_to_vllm": ("ours.adapters_8", "vllm.adapters_8"),
     "single_adapter_to_bound": ("ours.single_adapter", "bound.single"),
     "int8_single_to_single": ("ours.int8_single", "ours.single_base"),
     "int8_batch_to_base": ("ours.int8_batch", "ours.base"),
@@ -59,35 +63,56 @@ class LoadPlan:
     """Of each load; 0 measures none."""
 
 
-def measure(model: Path, repeats: int, load: LoadPlan, report: Report) -> dict[str, float]:
+def measure(
+    model: Path, repeats: int, load: LoadPlan, report: Report, vllm_python: Path | None = None
+) -> dict[str, float]:
     """Run the benchmark and return its flat map of results.
 
     Decoding is in tokens per second, medians, with the `.spread` of each, likewise each of `RATIOS`; loads are as
-    `load.Timings` has them.
+    `load.Timings` has them. `vllm_python` is the interpreter of an environment with vLLM, which is else left out.
+
+    Raises:
+        InvalidSetting: vLLM cannot be imported there, or does not decode.
     """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    vllm = None if vllm_python is None else VllmPeer(vllm_python)
+    report(f"{', '.join(VLLM_NAMES)}: " + (f"vllm {vllm.version}" if vllm else f"left out, {VLLM_OPTION} is not given"))
     with tempfile.TemporaryDirectory() as folder:
         report(f"writing {MOST_ADAPTERS} adapters of rank {RANK}")
         adapters = write_adapters(model, Path(folder) / "adapters")
-        runs: dict[str, list[float]] = {}
         contenders = _contenders(model, adapters, report)
-        for repeat in range(repeats):
-            # Side by side in each round, so that whatever else the machine does strikes all alike.
-            for name, run in contenders.items():
-                runs.setdefault(name, []).append(run())
-            report(f"round {repeat + 1}: " + ", ".join(f"{name} {values[-1]:.0f}" for name, values in runs.items()))
-        results: dict[str, float] = {}
-        for name, (above, below) in RATIOS.items():
-            runs[f"ratio.{name}"] = [one / other for one, other in zip(runs[above], runs[below], strict=True)]
-        for name, values in runs.items():
-            results[name] = statistics.median(values)
-            results[f"{name}.spread"] = (max(values) - min(values)) / results[name]
+        if vllm is not None:
+            batch = DecodingBatch(model, tuple(_tokenizer(model)(PROMPT).input_ids), RANK, NUM_SEQS, NUM_TOKENS)
+            contenders |= vllm.contenders(batch, adapters)
+        results = _medians(_rounds(contenders, repeats, report))
         results |= measure_perplexity(model, report)
         contenders.clear()  # Their memory and threads are the pod's from here on.
         if load.seconds > 0:
             results |= measure_load(model, adapters, load.users, load.seconds, Path(folder), report)
+    return results
+
+
+def _rounds(contenders: Mapping[str, Callable[[], float]], repeats: int, report: Report) -> dict[str, list[float]]:
+    runs: dict[str, list[float]] = {}
+    for repeat in range(repeats):
+        # Side by side in each round, so that whatever else the machine does strikes all alike.
+        for name, run in contenders.items():
+            runs.setdefault(name, []).append(run())
+        report(f"round {repeat + 1}: " + ", ".join(f"{name} {values[-1]:.0f}" for name, values in runs.items()))
+    return runs
+
+
+def _medians(runs: dict[str, list[float]]) -> dict[str, float]:
+    """Of what was measured and of the ratios, with the spread of each."""
+    for name, (above, below) in RATIOS.items():
+        if {above, below} <= runs.keys():
+            runs[f"ratio.{name}"] = [one / other for one, other in zip(runs[above], runs[below], strict=True)]
+    results: dict[str, float] = {}
+    for name, values in runs.items():
+        results[name] = statistics.median(values)
+        results[f"{name}.spread"] = (max(values) - min(values)) / results[name]
     return results
 
 

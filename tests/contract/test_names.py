@@ -61,6 +61,13 @@ def test_malformed_reference_is_refused(text: str) -> None:
         parse_reference(text)
 
 
+def test_a_refusal_can_be_written_whatever_was_sent() -> None:
+    for text in ("\ud800@!", "\ud800@champion", "a@\ud800", "a:\ud800", "\ud800:1", "\ud800", "\ud800" * 5000):
+        with pytest.raises(InvalidName) as caught:
+            parse_reference(text)
+        assert str(caught.value).encode()
+
+
 def test_name_has_a_longest_length_and_the_error_says_it() -> None:
     assert check_adapter_name("a" * MAX_NAME_LEN)
     with pytest.raises(InvalidName, match=f"has {MAX_NAME_LEN + 1} characters, the limit is {MAX_NAME_LEN}"):

@@ -18,8 +18,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lorafleet_cli": {"lorafleet_contract", "lorafleet_pipeline", "lorafleet_serving"},
 }
 
-SERVING_SEAMS = ("lorafleet_serving.client", "lorafleet_serving.engine", "lorafleet_serving.exceptions")
+SERVING_SEAMS = {
+    "lorafleet_serving.client",
+    "lorafleet_serving.engine.config",
+    "lorafleet_serving.engine.engine",
+    "lorafleet_serving.engine.request",
+    "lorafleet_serving.exceptions",
+}
 """What packages outside the pod may see of it: its client, and the engine with its plain data."""
+
+PLUGIN_SEAMS = ("lorafleet_pipeline.registry", "lorafleet_pipeline.exceptions")
+"""What Airflow's plugin may see of the pipeline."""
 
 HEAVY = {"torch", "transformers", "mlflow", "great_expectations", "peft", "boto3", "botocore", "bitsandbytes", "pandas"}
 LIGHT_PACKAGES = ("lorafleet_airflow", "lorafleet_plugin", "lorafleet_cli", "lorafleet_contract")
@@ -89,7 +98,17 @@ def test_the_pod_is_used_through_its_client_and_its_engine_alone(package: str) -
         for found in imports(path)
         if _top(found.module) == "lorafleet_serving"
         and found.module != "lorafleet_serving"
-        and not found.module.startswith(SERVING_SEAMS)
+        and not any(f"{found.module}.".startswith(f"{seam}.") for seam in SERVING_SEAMS)
+    ]
+    assert not wrong
+
+
+def test_the_plugin_sees_the_registry_of_the_pipeline_alone() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}: {found.module}"
+        for path in python_files(PACKAGES["lorafleet_plugin"])
+        for found in imports(path)
+        if _top(found.module) == "lorafleet_pipeline" and not found.module.startswith(PLUGIN_SEAMS)
     ]
     assert not wrong
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from lorafleet_pipeline.stack.ports import free_port
 from tests.services import RunningMLflow
 from tests.serving.pod_process import PodProcess, start_pod
 from tests.serving.registered_adapter import AdapterSource, RegistryHand
-from tests.serving.tiny_model import make_tiny_adapter, make_tiny_model
+from tests.serving.tiny_model import make_blank_tokenizer, make_tiny_adapter, make_tiny_model
 
 PodFactory = Callable[..., PodProcess]
 SourceFactory = Callable[[int], AdapterSource]
@@ -24,15 +25,42 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with so many positions that its longest answers take a fast machine ten seconds."""
+    return make_tiny_model(tmp_path_factory.mktemp("long") / "long-llama", max_positions=1 << 14)
+
+
+@pytest.fixture(scope="session")
+def blank_pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PodProcess]:
+    """A pod without a registry, whose tokenizer takes a text's first blank away and knows bytes."""
+    folder = tmp_path_factory.mktemp("blank") / "blank-llama"
+    make_tiny_model(folder, max_positions=1024, tokenizer=make_blank_tokenizer())
+    pod = PodProcess(folder, tmp_path_factory.mktemp("blank-pod"), free_port(), {})
+    try:
+        pod.wait_ready()
+        yield pod
+    finally:
+        pod.stop()
+
+
+@pytest.fixture(scope="session")
 def tiny_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> SourceFactory:
     """Random adapters of the tiny model, one for each seed."""
-    root = tmp_path_factory.mktemp("tiny-adapters")
+    return _adapters(tiny_model, tmp_path_factory.mktemp("tiny-adapters"))
 
+
+@pytest.fixture(scope="session")
+def long_adapter(long_model: Path, tmp_path_factory: pytest.TempPathFactory) -> SourceFactory:
+    """Random adapters of the long model, one for each seed."""
+    return _adapters(long_model, tmp_path_factory.mktemp("long-adapters"))
+
+
+def _adapters(model: Path, root: Path) -> SourceFactory:
     def make(seed: int) -> AdapterSource:
         folder = root / str(seed)
         if not folder.is_dir():
-            make_tiny_adapter(tiny_model, folder, seed)
-        return AdapterSource(tiny_model, folder)
+            make_tiny_adapter(model, folder, seed)
+        return AdapterSource(model, folder)
 
     return make
 
@@ -47,12 +75,12 @@ def registry(mlflow_server: RunningMLflow) -> RegistryHand:
 def pod_factory(
     tiny_model: Path, mlflow_server: RunningMLflow, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PodFactory]:
-    """Starts pods on the session's registry: `pod_factory("--flag", "value", on=mlflow)`."""
+    """Starts pods on the session's registry: `pod_factory("--flag", "value", on=mlflow, model=folder)`."""
     with ExitStack() as running:
 
-        def start(*flags: str, on: RunningMLflow = mlflow_server) -> PodProcess:
+        def start(*flags: str, on: RunningMLflow = mlflow_server, model: Path = tiny_model) -> PodProcess:
             folder = tmp_path_factory.mktemp("pod")
-            return start_pod(folder, tiny_model, on, running, "--poll-interval", "0.25", *flags)
+            return start_pod(folder, model, on, running, "--poll-interval", "0.25", *flags)
 
         yield start
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 import warnings
 from pathlib import Path
@@ -16,11 +17,13 @@ _CHAT_TEMPLATE = (
 _MAX_POSITIONS = 256
 
 
-def make_tiny_model(folder: Path, seed: int = 0, max_positions: int = _MAX_POSITIONS) -> Path:
-    """Write a model that answers with ASCII text and never ends by itself."""
+def make_tiny_model(
+    folder: Path, seed: int = 0, max_positions: int = _MAX_POSITIONS, tokenizer: Any | None = None
+) -> Path:
+    """Write a model that answers with ASCII text, unless its tokenizer is another, and never ends by itself."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = make_tiny_tokenizer()
+    tokenizer = tokenizer or make_tiny_tokenizer()
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -51,6 +54,38 @@ def make_tiny_tokenizer() -> Any:
     corpus = [string.printable, "the cat sat on the mat and the dog sat on the log " * 3]
     tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=160, special_tokens=["<end>"]))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", chat_template=_CHAT_TEMPLATE)
+
+
+def make_blank_tokenizer() -> Any:
+    """A tokenizer as that of Llama 2: blanks begin words, a text's first is taken away, rare characters are bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<unk>", "<s>", "</s>"]
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))], show_progress=False
+    )
+    trained.train_from_iterator(
+        [string.printable, "the capital of France is Paris, and that of Italy is Rome " * 3], trainer
+    )
+    learned = json.loads(trained.to_str())["model"]
+    merges = [(first, second) for first, second in learned["merges"]]
+    bpe = models.BPE(learned["vocab"], merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    tokenizer = Tokenizer(bpe)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template=_CHAT_TEMPLATE,
+    )
 
 
 def make_tiny_adapter(model: Path, folder: Path, seed: int, rank: int = 4) -> Path:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from lorafleet_contract.backoff import Backoff
 from lorafleet_pipeline.exceptions import StackError
 from lorafleet_pipeline.stack.component import Component, ComponentPlan
 from lorafleet_pipeline.stack.state import ComponentState, ComponentStatus
@@ -21,7 +22,7 @@ _PROBE_EVERY_S = 5.0
 _FAILED_PROBES_TO_TELL = 3
 _SILENCE_LIMIT_S = 180.0
 _FIRST_STARTS = 3
-_LONGEST_BACKOFF_S = 30.0
+_BACKOFF = Backoff(first_s=1.0, longest_s=30.0)
 _SETTLED_S = 60.0
 
 Report = Callable[[ComponentStatus], None]
@@ -126,7 +127,7 @@ class ComponentRunner(threading.Thread):
 
     def _back_off(self, reason: str) -> None:
         # The first restart is immediate: a single crash should cost its users as little as may be.
-        pause = 0.0 if self._failures == 1 else min(2.0 ** (self._failures - 2), _LONGEST_BACKOFF_S)
+        pause = _BACKOFF.pause_s(self._failures - 1)
         self.status = replace(self.status, restarts=self.status.restarts + 1)
         self._tell(ComponentState.BACKING_OFF, reason)
         self._stop_requested.wait(pause)

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lorafleet_contract.openmp import BRIEF_WAITS
 from lorafleet_pipeline import exceptions
 from lorafleet_pipeline.exceptions import PipelineError
 from lorafleet_pipeline.process_identity import ProcessIdentity
@@ -27,7 +28,6 @@ from lorafleet_pipeline.training.worker import (
     try_lock,
     write_json,
 )
-from lorafleet_serving.engine.openmp import BRIEF_WAITS
 
 _POLL_S = 0.1
 _START_S = 30.0

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 
+from lorafleet_contract.backoff import Backoff
 from lorafleet_contract.manifest import AdapterManifest
 from lorafleet_contract.states import ServeState
 from lorafleet_serving.adapters.artifacts import Artifacts
@@ -23,8 +24,7 @@ from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge, FetchF
 
 _logger = logging.getLogger(__name__)
 
-_FIRST_RETRY_S = 0.5
-_LONGEST_RETRY_S = 30.0
+_BACKOFF = Backoff(first_s=0.5, longest_s=30.0)
 
 
 class Rollout:
@@ -172,14 +172,14 @@ class Rollout:
             except (FetchFailed, NoRoom) as error:
                 if isinstance(error, NoRoom) and self._merged.make_room():
                     continue
-                pause_s = _retry_pause_s(num_failures)
                 num_failures += 1
+                pause_s = _retry_pause_s(num_failures)
                 if version.state is not ServeState.REFUSED:
                     self._note(version, ServeState.FAILED, str(error), lacks_room=isinstance(error, NoRoom))
             except Exception as error:
                 _logger.exception("bringing up %s failed", version.label)
-                pause_s = _retry_pause_s(num_failures)
                 num_failures += 1
+                pause_s = _retry_pause_s(num_failures)
                 self._note(version, ServeState.FAILED, f"own error: {error!r}")
             await _wait(version.changed, pause_s)
             if version.registered.fingerprint != fingerprint:
@@ -224,7 +224,7 @@ class Rollout:
 
 
 def _retry_pause_s(num_failures: int) -> float:
-    longest = min(_FIRST_RETRY_S * 2.0**num_failures, _LONGEST_RETRY_S)
+    longest = _BACKOFF.pause_s(num_failures)
     return random.uniform(longest / 2, longest)
 
 

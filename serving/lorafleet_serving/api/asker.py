@@ -64,8 +64,13 @@ class Asker:
             async with _within(question.caller.deadline):
                 yield await self._find_adapter(question, held)
 
-    async def ask(self, question: Question, version: ServedAdapter | None) -> Answer:
+    async def ask(self, question: Question, version: ServedAdapter | None, num_scored: int = 0) -> Answer:
         """Begin to answer with what `adapter_of` found.
+
+        Args:
+            question: one of a request.
+            version: what `adapter_of` found for it.
+            num_scored: log-probabilities that the request's prompts before this one get.
 
         Raises:
             ServingError: any of those that `api.errors` answers.
@@ -77,9 +82,12 @@ class Asker:
         token_ids = await self._encode(question, block, _own_template(version))
         if question.truncate is not None:
             token_ids = token_ids[-question.truncate :]
-        if question.sampling.constraint is not None:
-            await self._constraints.check(question.sampling.constraint)
-        sampling = replace(question.sampling, max_new_tokens=self._fit(question, len(token_ids), block))
+        constraint = question.sampling.constraint
+        if constraint is not None:
+            constraint = await self._constraints.check(constraint)
+        max_tokens = self._fit(question, len(token_ids), block)
+        question.check_prompt_logprobs(len(token_ids), num_scored)
+        sampling = replace(question.sampling, max_new_tokens=max_tokens, constraint=constraint)
         stop = question.stop if question.stop is not None else block.stop if block is not None else ()
         generation = self.pod.begin(token_ids, sampling, stop, version, question.pooling, question.caller)
         return Answer(generation, version, token_ids, asked_at, self.pod, self._metrics)
@@ -148,6 +156,8 @@ class Asker:
             raise InvalidRequest("the prompt is empty: send at least one token", field=question.prompt_field)
         if question.pooling is not None and num_prompt <= limit:
             return 1  # Nothing is generated, so that the prompt may fill the model.
+        if question.max_tokens == 0 == question.fewest_tokens and num_prompt <= limit:
+            return 0  # Likewise.
         if room < 1:
             told = f"the prompt has {num_prompt} tokens, the limit is {limit - 1}: shorten it"
             raise PromptTooLong(told, field=question.prompt_field)
@@ -155,10 +165,10 @@ class Asker:
         if wanted is None:
             default = block.max_new_tokens if block is not None else question.default_max_tokens
             return min(default or room, room)
-        if not 1 <= wanted <= room:
+        if not question.fewest_tokens <= wanted <= room:
             field = question.max_tokens_field
             raise InvalidRequest(
-                f"{field} is {wanted}, it must be between 1 and {room}: "
+                f"{field} is {wanted}, it must be between {question.fewest_tokens} and {room}: "
                 f"the prompt has {num_prompt} tokens, both together may have {limit}",
                 field=field,
             )

@@ -138,7 +138,7 @@ class ChatRequest(SamplingFields):
         None, description="`auto` with tools unless set; the others bind the answer to calls of the tools"
     )
     parallel_tool_calls: bool | None = Field(None, description="Whether there may be several calls: true unless set")
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], FirstErrorOnly] | None = None
     # Fields that clients send at their neutral value; any other value is refused rather than ignored.
     functions: None = None
     function_call: Literal["none"] | None = None

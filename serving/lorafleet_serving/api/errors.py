@@ -170,9 +170,15 @@ def _response(
 
 
 def _envelope(message: str, answer: _Answer, parameter: str | None, *, lorax: bool) -> dict[str, Any]:
+    told = _sendable(message)
     if lorax:
-        return {"error": message, "error_type": answer.lorax_kind}
-    return {"error": {"message": message, "type": answer.kind, "param": parameter, "code": answer.status}}
+        return {"error": told, "error_type": answer.lorax_kind}
+    return {"error": {"message": told, "type": answer.kind, "param": parameter, "code": answer.status}}
+
+
+def _sendable(message: str) -> str:
+    """A message that may repeat what was sent: JSON may write half of a surrogate pair, which UTF-8 cannot."""
+    return message.encode(errors="backslashreplace").decode()
 
 
 def _parameter(error: Exception) -> str | None:

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 
 from lorafleet_serving.api.answer import Answer, WholeAnswer
 from lorafleet_serving.api.asker import Asker
+from lorafleet_serving.api.long_json import json_response
 from lorafleet_serving.api.lorax_details import DetailsWriter, likeliest
 from lorafleet_serving.api.lorax_headers import model_headers, timing_headers
 from lorafleet_serving.api.lorax_question import QuestionReader
@@ -144,13 +145,19 @@ class LoraxRoutes:
                 answer.close()
         if whole is None:
             return Response(status_code=CLIENT_GONE)
-        best = likeliest(whole)
-        result: Json = {"generated_text": _prefix(body) + whole[best].text}
-        if with_details:
-            result["details"] = self._details(questions, answers[0].prompt, whole, best)
+        best, prompt = likeliest(whole), answers[0].prompt
         headers = self._headers(body, questions[best], answers[best])
         headers |= timing_headers(answers[best], len(whole[best].pieces))
-        return JSONResponse([result] if as_list else result, headers=headers)
+
+        def write() -> Json | list[Json]:
+            result: Json = {"generated_text": _prefix(body) + whole[best].text}
+            if with_details:
+                result["details"] = self._details(questions, prompt, whole, best)
+            return [result] if as_list else result
+
+        num_shown = sum(answer.num_tokens for answer in whole) * ((questions[0].sampling.num_logprobs or 0) + 1)
+        num_prefill = questions[0].num_prompt_logprobs(len(prompt)) * len(whole)
+        return await json_response(num_shown + num_prefill if with_details else 0, write, headers)
 
     def _details(self, questions: list[Question], prompt: tuple[int, ...], whole: list[WholeAnswer], best: int) -> Json:
         writer = DetailsWriter(self._pod.tokenizer)

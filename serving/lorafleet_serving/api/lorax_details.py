@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lorafleet_serving.api.answer import WholeAnswer
+from lorafleet_serving.detokenizer import token_texts
 from lorafleet_serving.engine.request import FinishReason, SamplingParams, ScoredToken
 from lorafleet_serving.generation import Piece
 from lorafleet_serving.tokenizer import PodTokenizer
@@ -43,7 +44,7 @@ class DetailsWriter:
         }
         if output.alternatives:
             token["alternative_tokens"] = [
-                {"id": item.token_id, "text": self._tokenizer.decode([item.token_id]), "logprob": item.logprob}
+                {"id": item.token_id, "text": self._tokenizer.decode_token(item.token_id), "logprob": item.logprob}
                 for item in output.alternatives
             ]
         return token
@@ -70,9 +71,11 @@ class DetailsWriter:
 
     def prefill(self, prompt: Sequence[int], scores: Sequence[ScoredToken]) -> list[Json]:
         """The prompt's tokens; empty if they were not scored."""
+        if not scores:
+            return []
         return [
-            {"id": token_id, "text": self._tokenizer.decode([token_id]), "logprob": score.logprob}
-            for token_id, score in zip(prompt, scores, strict=False)
+            {"id": token_id, "text": text, "logprob": score.logprob}
+            for token_id, text, score in zip(prompt, token_texts(self._tokenizer, prompt), scores, strict=True)
         ]
 
 

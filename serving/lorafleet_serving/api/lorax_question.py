@@ -58,6 +58,7 @@ class QuestionReader:
             messages=[{"role": "user", "content": body.inputs}] if parameters.apply_chat_template else None,
             variables=parameters.variables,
             truncate=parameters.truncate,
+            prompt_logprobs_field="decoder_input_details",
             merged=self._merged(parameters),
         )
         others = [_other(first) for _ in range((parameters.best_of or 1) - 1)]
@@ -96,6 +97,8 @@ class QuestionReader:
             raise InvalidRequest("watermark is true, and watermarking is not served: leave it out", field="watermark")
         if parameters.decoder_input_details and streams:
             raise InvalidRequest("decoder_input_details is not given in a stream", field="decoder_input_details")
+        if parameters.return_full_text:  # It is answered with, even where it is no part of the prompt.
+            self.pod.tokenizer.check_text(body.inputs, self.pod.max_model_len, "inputs")
         longest = self.pod.max_model_len - 1
         if parameters.truncate is not None and parameters.truncate > longest:
             raise InvalidRequest(f"truncate is {parameters.truncate}, it must be 1 to {longest}", field="truncate")

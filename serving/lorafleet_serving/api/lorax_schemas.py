@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
 
 from lorafleet_serving.adapters.merge_recipe import MajoritySign, MergeStrategy
-from lorafleet_serving.api.schemas import MAX_ANSWERS, RequestBody, Strings
+from lorafleet_serving.api.schemas import MAX_ANSWERS, MAX_PROMPT_LOGPROBS, RequestBody, Strings
 from lorafleet_serving.engine.request import Pooling
 
 MAX_MERGED = 16
@@ -78,7 +78,9 @@ class GenerateParameters(AdapterParameters):
     stop: Strings | None = None
     truncate: int | None = Field(None, ge=1, description="Keep only that many of the prompt's last tokens")
     details: bool | None = False
-    decoder_input_details: bool | None = Field(False, description="Tokens of the prompt, in `details`")
+    decoder_input_details: bool | None = Field(
+        False, description=f"Tokens of the prompt, in `details`: at most {MAX_PROMPT_LOGPROBS}"
+    )
     return_k_alternatives: int | None = Field(None, ge=1, le=20)
     apply_chat_template: bool | None = Field(False, description="`inputs` is the user's turn of the chat template")
     seed: int | None = None

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from lorafleet_serving.api.answer import Answer, WholeAnswer
 from lorafleet_serving.api.asker import Asker
 from lorafleet_serving.api.chat_messages import template_messages
 from lorafleet_serving.api.chat_schemas import ChatRequest
-from lorafleet_serving.api.openai_choices import ChatChoice, ChoiceWriter, EchoedPrompt, Form, TextChoice
+from lorafleet_serving.api.long_json import json_response
+from lorafleet_serving.api.openai_choices import ChatChoice, EchoedPrompt, Form, TextChoice
 from lorafleet_serving.api.openai_chunks import Chunks, head
 from lorafleet_serving.api.openai_constraint import constraint_of
 from lorafleet_serving.api.openai_sampling import nth_sampling, sampling_of
@@ -73,13 +75,14 @@ class OpenAIRoutes:
             max_tokens_field="max_tokens",
             prompt_field="prompt" if body.variables is None else "variables",
             default_max_tokens=_DEFAULT_COMPLETION_TOKENS,
+            fewest_tokens=0,
             stop=body.stop_strings,
             variables=body.variables,
         )
         prompts = (
             [first] if body.prompt is None else [_with_prompt(first, item) for item in _split_prompts(body.prompt)]
         )
-        form = Form(self._pod.tokenizer.decode, body.logprobs is not None)
+        form = Form(self._pod.tokenizer.decode_token, body.logprobs is not None)
         questions = [item for prompt in prompts for item in _several(prompt, num_made)]
         field = "prompt" if len(prompts) > 1 else "best_of" if num_made > num_given else "n"
         plan = _Plan(questions, num_made, num_given, TextChoice, form, field, echoes=bool(body.echo))
@@ -107,7 +110,7 @@ class OpenAIRoutes:
             variables=body.variables,
         )
         count = body.n or 1
-        form = Form(self._pod.tokenizer.decode, bool(body.logprobs), tools)
+        form = Form(self._pod.tokenizer.decode_token, bool(body.logprobs), tools)
         return await self._respond(request, _Plan(_several(question, count), count, count, ChatChoice, form), body)
 
     def _tool_use(self, body: ChatRequest, caller: Caller) -> ToolUse | None:
@@ -122,32 +125,59 @@ class OpenAIRoutes:
         with ExitStack() as running:
             answers: list[Answer] = []
             async with self._asker.adapter_of(plan.questions[0]) as version:
+                num_scored = 0
                 for question in plan.questions:
-                    answers.append(await self._asker.ask(question, version))
+                    answers.append(await self._asker.ask(question, version, num_scored))
                     running.callback(answers[-1].close)
+                    num_scored += question.num_prompt_logprobs(answers[-1].num_prompt)
+            echoes = self._echoes(plan, answers)
             if body.stream:
-                writers = [self._writer(plan, place, place, answer) for place, answer in enumerate(answers)]
+                writers = [plan.writer(place, plan.form, echo) for place, echo in enumerate(echoes)]
                 with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
                 chunks = Chunks(answers, writers, answers_per_prompt=plan.num_made, with_usage=with_usage)
                 return EventStream(chunks.events(), answers[0].headers, running.pop_all().close, lorax=False)
             whole = await unless_disconnected(request, together(answer.whole() for answer in answers))
             if whole is None:
                 return Response(status_code=CLIENT_GONE)
-            result = head(plan.writer.prefix, plan.writer.kind, answers[0].model)
-            result["choices"] = [
-                self._writer(plan, place, index, answers[index]).whole(whole[index].pieces)
-                for place, index in enumerate(_given(plan, whole))
-            ]
-            result["usage"] = usage(answers, plan.num_made)
-            return JSONResponse(result, headers=answers[0].headers)
+            write = partial(_result, plan, answers, whole, echoes)
+            return await json_response(_num_logprobs(plan, answers), write, answers[0].headers)
 
-    def _writer(self, plan: _Plan, place: int, index: int, answer: Answer) -> ChoiceWriter:
+    def _echoes(self, plan: _Plan, answers: Sequence[Answer]) -> list[EchoedPrompt | None]:
+        """What stands before each answer: answers to one prompt share it."""
         if not plan.echoes:
-            return plan.writer(place, plan.form)
-        text = plan.questions[index].text
-        if text is None:
-            text = self._pod.tokenizer.decode(answer.prompt)
-        return plan.writer(place, plan.form, EchoedPrompt(text, answer.prompt))
+            return [None] * len(answers)
+        echoes: list[EchoedPrompt | None] = []
+        for index in range(0, len(answers), plan.num_made):
+            question, prompt = plan.questions[index], answers[index].prompt
+            text = self._pod.tokenizer.decode(prompt) if question.text is None else question.text
+            num_logprobs = question.num_prompt_logprobs(len(prompt))
+            echoes += [EchoedPrompt(text, prompt, num_logprobs, self._pod.tokenizer)] * plan.num_made
+        return echoes
+
+
+def _result(
+    plan: _Plan, answers: Sequence[Answer], whole: Sequence[WholeAnswer], echoes: Sequence[EchoedPrompt | None]
+) -> dict[str, Any]:
+    """The body of an answer that is not streamed."""
+    for index in range(0, len(whole), plan.num_made):
+        if (echo := echoes[index]) is not None:
+            echo.scores = whole[index].pieces[0].output.prompt
+    result = head(plan.writer.prefix, plan.writer.kind, answers[0].model)
+    result["choices"] = [
+        plan.writer(place, plan.form, echoes[index]).whole(whole[index].pieces)
+        for place, index in enumerate(_given(plan, whole))
+    ]
+    result["usage"] = usage(answers, plan.num_made)
+    return result
+
+
+def _num_logprobs(plan: _Plan, answers: Sequence[Answer]) -> int:
+    """Log-probabilities that the answers show, at most."""
+    sampling = plan.questions[0].sampling
+    if not plan.form.with_logprobs:
+        return 0
+    num_shown = sum(answer.num_tokens + (answer.num_prompt if plan.echoes else 0) for answer in answers)
+    return num_shown * ((sampling.num_logprobs or 0) + 1)
 
 
 def _given(plan: _Plan, whole: Sequence[WholeAnswer]) -> list[int]:
@@ -176,7 +206,7 @@ def _num_made(body: CompletionRequest) -> int:
 
 
 def _several(question: Question, count: int) -> list[Question]:
-    """One question for each answer."""
+    """One question for each answer; the first alone has the prompt scored."""
     return [replace(question, sampling=nth_sampling(question.sampling, number)) for number in range(count)]
 
 

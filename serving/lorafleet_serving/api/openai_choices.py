@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from lorafleet_serving.api.openai_logprobs import ChatLogprobs, Decode, TextLogprobs
+from lorafleet_serving.api.openai_logprobs import ChatLogprobs, DecodeToken, TextLogprobs, prompt_logprobs
 from lorafleet_serving.api.openai_tools import Call, CallFinder, ToolUse
-from lorafleet_serving.engine.request import FinishReason
+from lorafleet_serving.engine.request import FinishReason, ScoredToken
 from lorafleet_serving.generation import Piece
+from lorafleet_serving.tokenizer import PodTokenizer
 
 Json = dict[str, Any]
 
@@ -18,17 +20,27 @@ Json = dict[str, Any]
 class Form:
     """What a request says of the form of its answers."""
 
-    decode: Decode
+    decode: DecodeToken
     with_logprobs: bool
     tools: ToolUse | None = None
 
 
-@dataclass(frozen=True)
 class EchoedPrompt:
-    """The prompt that stands before an answer."""
+    """The prompt that stands before each of its answers."""
 
-    text: str
-    token_ids: tuple[int, ...]
+    def __init__(self, text: str, token_ids: tuple[int, ...], num_logprobs: int, tokenizer: PodTokenizer) -> None:
+        self.text = text
+        self.num_logprobs = num_logprobs
+        """Those that were asked for, of alternatives too."""
+        self.scores: Sequence[ScoredToken] = ()
+        """They come with the first piece of the first answer."""
+        self._token_ids = token_ids
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def logprobs(self) -> Json:
+        """Its log-probabilities, written once for all answers."""
+        return prompt_logprobs(self._tokenizer, self._token_ids, self.scores)
 
 
 class TextChoice:
@@ -41,16 +53,19 @@ class TextChoice:
     def __init__(self, index: int, form: Form, echo: EchoedPrompt | None = None) -> None:
         self._index = index
         self._echo = echo
-        self._logprobs = TextLogprobs(form.decode) if form.with_logprobs else None
+        offset = 0 if echo is None else len(echo.text)
+        self._logprobs = TextLogprobs(form.decode, offset) if form.with_logprobs else None
         self._unwritten: list[Piece] = []
+
+    @property
+    def num_opening(self) -> int:
+        """Log-probabilities of the prompt that come with the next piece."""
+        return 0 if self._echo is None else self._echo.num_logprobs
 
     def whole(self, pieces: Sequence[Piece]) -> Json:
         """All of it at once."""
-        text = "".join(piece.text for piece in pieces)
-        echoed, logprobs = self._echoed(pieces[0]), self._written(pieces)
-        reason = pieces[-1].finish_reason
-        assert reason is not None, "a whole answer has no end"
-        return self._entry((self._echo.text if self._echo else "") + text, _joined(echoed, logprobs), reason)
+        assert pieces[-1].finish_reason is not None, "a whole answer has no end"
+        return self._entry(pieces)
 
     def opening(self) -> Iterator[Json]:
         """What is sent before any piece."""
@@ -58,26 +73,24 @@ class TextChoice:
 
     def feed(self, piece: Piece) -> Iterator[Json]:
         """What is sent for a piece."""
+        if self._echo is not None and piece.output.prompt:
+            self._echo.scores = piece.output.prompt
         self._unwritten.append(piece)
+        if piece.text or piece.finish_reason is not None or self._echo is not None:
+            pieces, self._unwritten = self._unwritten, []
+            yield self._entry(pieces)
+
+    def _entry(self, pieces: Sequence[Piece]) -> Json:
+        """The next pieces; before the first of them the prompt, where it is echoed."""
         echo, self._echo = self._echo, None
-        if not piece.text and piece.finish_reason is None and echo is None:
-            return
-        echoed = None if echo is None else self._echoed(piece, echo)
-        logprobs = _joined(echoed, self._written(self._unwritten))
-        self._unwritten = []
-        yield self._entry((echo.text if echo else "") + piece.text, logprobs, piece.finish_reason)
-
-    def _echoed(self, first: Piece, echo: EchoedPrompt | None = None) -> Json | None:
-        echo = echo or self._echo
-        if echo is None or self._logprobs is None:
-            return None
-        return self._logprobs.write_prompt(echo.token_ids, first.output.prompt)
-
-    def _written(self, pieces: Sequence[Piece]) -> Json | None:
-        return None if self._logprobs is None else self._logprobs.write(pieces)
-
-    def _entry(self, text: str, logprobs: Json | None, reason: FinishReason | None) -> Json:
-        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason(reason)}
+        text = "".join(piece.text for piece in pieces)
+        logprobs = None if self._logprobs is None else self._logprobs.write(pieces)
+        if echo is not None:
+            text = echo.text + text
+            if logprobs is not None:
+                logprobs = {name: [*echo.logprobs[name], *values] for name, values in logprobs.items()}
+        reason = finish_reason(pieces[-1].finish_reason)
+        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
 class ChatChoice:
@@ -86,6 +99,7 @@ class ChatChoice:
     prefix = "chatcmpl"
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
+    num_opening = 0
 
     def __init__(self, index: int, form: Form, echo: EchoedPrompt | None = None) -> None:
         assert echo is None, "a conversation is not echoed"
@@ -151,9 +165,3 @@ def finish_reason(reason: FinishReason | None, *, called: bool = False) -> str |
     if reason is FinishReason.LENGTH:
         return "length"
     return "tool_calls" if called else "stop"
-
-
-def _joined(first: Json | None, second: Json | None) -> Json | None:
-    if first is None or second is None:
-        return second
-    return {name: [*first[name], *second[name]] for name in second}

@@ -6,9 +6,11 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from lorafleet_serving.api.answer import Answer
+from lorafleet_serving.api.long_json import long_json, written
 from lorafleet_serving.api.openai_choices import ChoiceWriter
 from lorafleet_serving.api.openai_usage import usage
 from lorafleet_serving.api.sse import DONE, event
@@ -35,17 +37,25 @@ class Chunks:
         for writer in self._writers:
             for choice in writer.opening():
                 yield self._chunk(choice)
-        async for index, piece in _interleaved(self._answers):
-            for choice in self._writers[index].feed(piece):
-                yield self._chunk(choice)
+        # The first answer to a prompt brings what was read of it for all.
+        waits = any(writer.num_opening for writer in self._writers)
+        async for index, piece in _interleaved(self._answers, self._answers_per_prompt if waits else 1):
+            num_opening = self._writers[index].num_opening
+            for chunk in await written(num_opening, partial(self._fed, index, piece, is_long=num_opening > 0)):
+                yield chunk
         if self._with_usage:
             yield event({**self._head, "choices": [], "usage": usage(self._answers, self._answers_per_prompt)})
         yield DONE
 
-    def _chunk(self, choice: Json) -> str:
+    def _fed(self, index: int, piece: Piece, *, is_long: bool) -> list[str]:
+        """Chunks for a piece."""
+        return [self._chunk(choice, is_long=is_long) for choice in self._writers[index].feed(piece)]
+
+    def _chunk(self, choice: Json, *, is_long: bool = False) -> str:
         chunk = {**self._head, "choices": [choice]}
-        # With usage asked for, every chunk before the last one carries the field too.
-        return event({**chunk, "usage": None} if self._with_usage else chunk)
+        if self._with_usage:
+            chunk["usage"] = None  # Every chunk before the last one carries the field too.
+        return event(chunk, long_json) if is_long else event(chunk)
 
 
 def head(prefix: str, kind: str, model: str) -> Json:
@@ -53,18 +63,22 @@ def head(prefix: str, kind: str, model: str) -> Json:
     return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
 
 
-async def _interleaved(answers: Sequence[Answer]) -> AsyncIterator[tuple[int, Piece]]:
-    """Pieces of all answers in the order in which they come; the first error ends all."""
+async def _interleaved(answers: Sequence[Answer], num_together: int) -> AsyncIterator[tuple[int, Piece]]:
+    """Pieces of all answers as they come, of `num_together` side by side the first one's first; an error ends all."""
     if len(answers) == 1:
         async for only in answers[0].pieces():
             yield 0, only
         return
     arrived: asyncio.Queue[tuple[int, Piece | None]] = asyncio.Queue()
+    begun = [asyncio.Event() for _ in answers[::num_together]]
 
     async def forward(index: int, answer: Answer) -> None:
         try:
+            if index % num_together:
+                await begun[index // num_together].wait()
             async for piece in answer.pieces():
                 arrived.put_nowait((index, piece))
+                begun[index // num_together].set()
             answer.close()  # At once: after a stop string the engine would generate on while the others go on.
         finally:
             arrived.put_nowait((index, None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lorafleet_serving.api.schemas import AnswerFormat, ConstraintFields, JsonSchemaFormat, TextFormat
@@ -12,7 +13,8 @@ from lorafleet_serving.engine.constraint import Constraint, ConstraintKind
 from lorafleet_serving.exceptions import InvalidRequest
 
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
-_GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
+_GBNF_RULE = re.compile(r"^[ \t]*[\w-]+[ \t]*::=", re.MULTILINE)
+"""Keeps to one line: blanks that span lines would be looked through anew from each blank line."""
 
 
 def constraint_of(body: ConstraintFields) -> Constraint | None:
@@ -78,4 +80,6 @@ def _structured(body: ConstraintFields) -> Constraint:
 
 
 def _grammar(text: str, field: str) -> Constraint:
-    return Constraint(ConstraintKind.GBNF if _GBNF_RULE.search(text) else ConstraintKind.LARK, text, field)
+    constraint = Constraint(ConstraintKind.LARK, text, field)
+    # Only now is it known to be short enough to be searched.
+    return replace(constraint, kind=ConstraintKind.GBNF) if _GBNF_RULE.search(text) else constraint

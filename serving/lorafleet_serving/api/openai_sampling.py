@@ -40,10 +40,11 @@ def sampling_of(body: SamplingFields) -> SamplingParams:
 
 
 def nth_sampling(first: SamplingParams, number: int) -> SamplingParams:
-    """Settings of another answer to the same prompt: a seeded one has its own stream."""
-    if first.seed is None or number == 0:
+    """Settings of another answer to the same prompt: a seeded one has its own stream, none has the prompt scored."""
+    if number == 0:
         return first
-    return replace(first, seed=(first.seed + number) % _SEEDS)
+    seed = None if first.seed is None else (first.seed + number) % _SEEDS
+    return replace(first, seed=seed, num_prompt_logprobs=None)
 
 
 def _num_logprobs(body: SamplingFields) -> int | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorafleet_serving.adapters.merged import MergedAdapter
-from lorafleet_serving.api.schemas import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
+from lorafleet_serving.api.schemas import MAX_PROMPT_LOGPROBS, MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 from lorafleet_serving.caller import Caller
 from lorafleet_serving.chat_template import ChatMessage, Tool
 from lorafleet_serving.engine.request import Pooling, SamplingParams
@@ -42,6 +42,10 @@ class Question:
     """Answers in place of `model`."""
     pooling: Pooling | None = None
     """Asks for the prompt's vector instead of an answer."""
+    fewest_tokens: int = 1
+    """The least that `max_tokens` may be: with 0 the prompt alone is read."""
+    prompt_logprobs_field: str = "logprobs"
+    """Name of what asks for the log-probabilities of the prompt in the caller's dialect, for errors."""
 
     def __post_init__(self) -> None:
         # Every token is looked through for every stop string, on the loop that serves all callers.
@@ -50,4 +54,24 @@ class Question:
             raise InvalidRequest(
                 f"stop must be at most {MAX_STOP_STRINGS} strings, each of 1 to {MAX_STOP_CHARACTERS} characters",
                 field="stop",
+            )
+
+    def num_prompt_logprobs(self, num_prompt: int) -> int:
+        """Log-probabilities, those of alternatives among them, that a prompt of so many tokens gets."""
+        num_alternatives = self.sampling.num_prompt_logprobs
+        return 0 if num_alternatives is None else num_prompt * (num_alternatives + 1)
+
+    def check_prompt_logprobs(self, num_prompt: int, num_before: int) -> None:
+        """Turn away a prompt that gets too many log-probabilities beside those of other prompts of the request.
+
+        Raises:
+            InvalidRequest: there are too many.
+        """
+        wanted = num_before + self.num_prompt_logprobs(num_prompt)
+        if wanted > MAX_PROMPT_LOGPROBS:
+            field = self.prompt_logprobs_field
+            raise InvalidRequest(
+                f"{field} asks for {wanted} log-probabilities of prompts, a request may have {MAX_PROMPT_LOGPROBS}: "
+                "send shorter or fewer prompts, or ask for fewer alternatives",
+                field=field,
             )

@@ -11,14 +11,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictInt, model_validator
 from pydantic.config import JsonDict
 
+from lorafleet_serving.engine.constraint import MAX_GBNF_CHARACTERS
+
 MAX_PROMPTS = 64
 MAX_ANSWERS = 16
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 500
 MAX_BIASES = 300
 MAX_LOGPROBS = 20
+MAX_PROMPT_LOGPROBS = 65_536
+"""Log-probabilities of prompt tokens and of alternatives to them that a request may ask for: 8192 tokens with seven."""
 _MAX_FIELDS = 100
 _NOT_USED = "Accepted and not used"
+_GRAMMAR = f"In Lark, or in GBNF of at most {MAX_GBNF_CHARACTERS} characters"
 
 
 class _FirstErrorOnly(FailFast):
@@ -130,7 +135,7 @@ class StructuredOutputs(RequestBody):
     json_schema: str | dict[str, Any] | None = Field(None, alias="json", description="A JSON schema")
     regex: str | None = None
     choice: Annotated[list[Text], FirstErrorOnly, Field(min_length=1)] | None = None
-    grammar: str | None = Field(None, description="In Lark or GBNF")
+    grammar: str | None = Field(None, description=_GRAMMAR)
     json_object: Literal[True] | None = Field(None, description="Any JSON object")
 
 
@@ -142,7 +147,7 @@ class ConstraintFields(RequestBody):
     guided_json: str | dict[str, Any] | None = Field(None, description="A JSON schema")
     guided_regex: str | None = None
     guided_choice: Annotated[list[Text], FirstErrorOnly, Field(min_length=1)] | None = None
-    guided_grammar: str | None = Field(None, description="In Lark or GBNF")
+    guided_grammar: str | None = Field(None, description=_GRAMMAR)
 
 
 class SamplingFields(ConstraintFields):
@@ -190,11 +195,17 @@ class CompletionRequest(SamplingFields):
     model_config = ConfigDict(json_schema_extra=exactly_one("prompt", "variables"))
 
     prompt: Prompt | None = None
-    max_tokens: int | None = Field(None, ge=1, description="16 unless set")
+    max_tokens: int | None = Field(None, ge=0, description="16 unless set; 0 reads the prompt alone, as for `echo`")
     echo: bool | None = Field(None, description="Begin the answer with the prompt; `logprobs` then covers it too")
     best_of: int | None = Field(
         None, ge=1, le=MAX_ANSWERS, description="Answers that are made, of which the `n` likeliest are given"
     )
-    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Alternatives reported beside each token")
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Alternatives reported beside each token; with `echo`, all prompts of a request together may have "
+        f"{MAX_PROMPT_LOGPROBS} log-probabilities",
+    )
     # A field that clients send at its neutral value; any other value is refused rather than ignored.
     suffix: None = None

@@ -30,9 +30,9 @@ CLIENT_GONE = 499
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def event(body: Mapping[str, Any]) -> str:
+def event(body: Mapping[str, Any], encode: Callable[[Any], str] = _encode) -> str:
     """One event."""
-    return f"data: {_encode(body)}\n\n"
+    return f"data: {encode(body)}\n\n"
 
 
 class EventStream(StreamingResponse):

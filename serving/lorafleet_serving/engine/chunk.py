@@ -28,7 +28,7 @@ class Chunk(NamedTuple):
     @property
     def samples(self) -> bool:
         """Whether the chunk reaches the sequence's end, so that a token follows."""
-        return self.ends and self.sequence.request.pooling is None
+        return self.ends and self.sequence.request.generates
 
     @property
     def ends(self) -> bool:

@@ -24,7 +24,7 @@ from lorafleet_serving.engine.deadlines import Deadlines
 from lorafleet_serving.engine.device import resolve_device, resolve_dtype
 from lorafleet_serving.engine.grammar_compiler import GrammarCompiler, read_tokenizer
 from lorafleet_serving.engine.kv_cache import KvCache
-from lorafleet_serving.engine.messages import EngineStats
+from lorafleet_serving.engine.messages import EngineStats, PromptPart
 from lorafleet_serving.engine.model_runner import ModelRunner
 from lorafleet_serving.engine.offline import answer_batch
 from lorafleet_serving.engine.outputs import (
@@ -32,9 +32,10 @@ from lorafleet_serving.engine.outputs import (
     failure,
     finish_reason,
     invalid,
+    prompt_output,
+    prompt_part,
     reads_finite,
     token_output,
-    vector_output,
 )
 from lorafleet_serving.engine.prefill_pace import PrefillPace
 from lorafleet_serving.engine.prompt_lookup import PromptLookup
@@ -97,10 +98,10 @@ class Engine:
         )
         self._runner = ModelRunner(model, kv_cache, device)
         self._num_sites = len(model.linears)
-        compiler = GrammarCompiler(
+        self._compiler = GrammarCompiler(
             partial(read_tokenizer, config.model), end_token_ids=self._eos_token_ids, vocab_size=model.vocab_size
         )
-        self._constraints = ConstraintQueue(compiler)
+        self._constraints = ConstraintQueue(self._compiler)
         self._sequences: dict[str, Sequence] = {}
         self._deadlines = Deadlines()
         self._ended: list[TokenOutput] = []
@@ -111,9 +112,11 @@ class Engine:
     def rehearse(self) -> None:
         """Compute a few steps of nobody's, so that operators which compile at their first call have done so.
 
-        To be called before the first request.
+        Loads too what the first constraint needs, beside which other answers would stand still. To be called before
+        the first request.
         """
         rehearse(self._runner, self._num_sites, self.max_model_len, self.config.block_size)
+        self._compiler.prepare()
 
     def step(self) -> list[TokenOutput]:
         """Compute one batch; returns a new token, an end, or both, for each request that got one."""
@@ -135,6 +138,11 @@ class Engine:
             self._constraints.sleep()
         return outputs
 
+    def prompt_parts(self) -> list[PromptPart]:
+        """What was read of prompts since the last call: what nobody takes here comes with their first outputs."""
+        parts = map(prompt_part, self._scheduler.running)
+        return [part for part in parts if part is not None]
+
     def add_request(self, request: GenerationRequest) -> None:
         """Queue a request.
 
@@ -143,7 +151,7 @@ class Engine:
         """
         self._check(request)
         sequence = Sequence(request, next(self._arrivals))
-        if self.config.speculative_tokens and request.pooling is None:
+        if self.config.speculative_tokens and request.generates:
             sequence.lookup = PromptLookup(self.config.speculative_tokens)
         if request.sampling.constraint is None:
             self._scheduler.add(sequence)
@@ -248,7 +256,7 @@ class Engine:
                     assert sampler is not None
                     outputs += self._go_on(chunk, (sampler.choose(row + i, sequence) for i in range(num_sampled)))
                 elif ends:
-                    outputs.append(vector_output(sequence))
+                    outputs.append(prompt_output(sequence))
                     self._end(sequence, forget=outputs[-1].finish_reason is FinishReason.ERROR)
             row += num_sampled
         return outputs

@@ -10,21 +10,27 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lorafleet_serving.engine.constraint import JSON_SPACING, Constraint, ConstraintKind
+from lorafleet_serving.engine.gbnf import in_lark
 from lorafleet_serving.engine.grammar import Grammar, matcher_error
 from lorafleet_serving.exceptions import InvalidRequest
 
 if TYPE_CHECKING:
     from llguidance import LLParserLimits, LLTokenizer
 
+Result = TypeVar("Result")
+
 _PACKAGE = "llguidance"
 _STACK_BYTES = 256 << 20
 """Address space alone. The library recurses along a chain of rules or references, and dies where its stack ends."""
 _CACHE_SIZE = 32
+_UNREADABLE = (OSError, ValueError, RuntimeError)
+"""What is raised for a tokenizer or a constraint that cannot be read."""
 
 
 class GrammarCompiler:
@@ -40,7 +46,8 @@ class GrammarCompiler:
     ) -> None:
         """
         Args:
-            read_tokenizer: gives the tokenizer as the text of its tokenizer.json; called once, by the first constraint.
+            read_tokenizer: gives the tokenizer as the text of its tokenizer.json; called once, by `prepare` or by
+                the first constraint.
             end_token_ids: tokens that may come where the grammar may end.
             vocab_size: number of the model's logits; the tokenizer's own size unless given.
             num_threads: constraints that are compiled at a time.
@@ -53,12 +60,31 @@ class GrammarCompiler:
         self._compiled: OrderedDict[Constraint, Grammar] = OrderedDict()
         self._lock = threading.Lock()
 
+    def prepare(self) -> None:
+        """Load what the first constraint would wait for, where the library is installed."""
+        if find_spec(_PACKAGE) is None:
+            return
+        # Who asks for no constraint needs no tokenizer: what is wrong with it is told to the first who does.
+        with suppress(*_UNREADABLE):
+            self._load_tokenizer()
+
+    def translate(self, constraint: Constraint) -> Future[Constraint]:
+        """Begin to bring a constraint from GBNF into Lark.
+
+        Raises:
+            InvalidRequest: the library is not installed.
+        """
+        return self._begin(in_lark, constraint)
+
     def submit(self, constraint: Constraint) -> Future[Grammar]:
         """Begin to compile; the result is a grammar of the caller's own.
 
         Raises:
             InvalidRequest: the library is not installed.
         """
+        return self._begin(self._compile, constraint)
+
+    def _begin(self, work: Callable[[Constraint], Result], constraint: Constraint) -> Future[Result]:
         if find_spec(_PACKAGE) is None:
             raise InvalidRequest(
                 f"{constraint.field} needs the package {_PACKAGE}, which is not installed here: "
@@ -68,7 +94,7 @@ class GrammarCompiler:
         # The pool starts its threads while work is handed in, with the stack that is set then.
         before = threading.stack_size(_STACK_BYTES)
         try:
-            return self._threads.submit(self._compile, constraint)
+            return self._threads.submit(work, constraint)
         finally:
             threading.stack_size(before)
 
@@ -90,14 +116,14 @@ class GrammarCompiler:
 
         try:
             text, tokenizer = _library_grammar(constraint), self._load_tokenizer()
-        except (ValueError, RuntimeError) as error:
-            raise _refusal(constraint, str(error)) from error
+        except _UNREADABLE as error:
+            raise constraint.refusal(str(error)) from error
         matcher = LLMatcher(tokenizer, text, log_level=0, limits=_limits())
         if matcher.is_error():
-            raise _refusal(constraint, matcher_error(matcher))
+            raise constraint.refusal(matcher_error(matcher))
         grammar = Grammar(matcher)
         if not grammar.look():
-            raise _refusal(constraint, grammar.error or "no token of the model fits")
+            raise constraint.refusal(grammar.error or "no token of the model fits")
         return grammar
 
     def _load_tokenizer(self) -> LLTokenizer:
@@ -142,20 +168,7 @@ def _library_grammar(constraint: Constraint) -> str:
             return LLMatcher.grammar_from_json_schema(constraint.text, overrides={"whitespace_pattern": JSON_SPACING})
         case ConstraintKind.REGEX:
             return LLMatcher.grammar_from_regex(constraint.text)
-        case ConstraintKind.GBNF:
-            return LLMatcher.grammar_from_lark(_from_gbnf(constraint.text))
         case ConstraintKind.LARK:
             return LLMatcher.grammar_from_lark(constraint.text)
-
-
-def _from_gbnf(text: str) -> str:
-    from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
-
-    try:
-        return gbnf_to_lark(text)
-    except GbnfToLarkError as error:
-        raise ValueError(str(error)) from error
-
-
-def _refusal(constraint: Constraint, reason: str) -> InvalidRequest:
-    return InvalidRequest(f"{constraint.field} cannot be followed: {reason}", field=constraint.field)
+        case ConstraintKind.GBNF:
+            raise ValueError("it is in GBNF, which is translated before it comes here: send it in Lark")

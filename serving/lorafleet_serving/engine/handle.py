@@ -151,11 +151,8 @@ class EngineHandle:
 
     def _receive(self, event: EngineEvent) -> None:
         match event:
-            case Tokens(outputs):
-                for output in outputs:
-                    if stream := self._streams.get(output.request_id):
-                        self._leave_queue(stream)
-                        stream.feed(output)
+            case Tokens():
+                self._feed(event)
             case EngineStats():
                 self.stats = event
             case AdapterLoaded(digest):
@@ -172,6 +169,15 @@ class EngineHandle:
             case EngineFailed(reason):
                 self._child.retire()  # Another one would fail as well.
                 self._on_failure(reason)
+
+    def _feed(self, tokens: Tokens) -> None:
+        for part in tokens.prompt_parts:
+            if stream := self._streams.get(part.request_id):
+                stream.feed_prompt(part.scores)
+        for output in tokens.outputs:
+            if stream := self._streams.get(output.request_id):
+                self._leave_queue(stream)
+                stream.feed(output)
 
     def _died(self) -> None:
         self._ready.clear()

@@ -34,9 +34,12 @@ class KvCache:
         longest = min(config.max_model_len or max_positions, max_positions)
         longest_bytes = -(-longest // config.block_size) * block_bytes
         num_bytes = config.kv_cache_bytes or _default_bytes(device, longest_bytes, config)
-        self.num_blocks = num_bytes // block_bytes
+        self.num_blocks = num_bytes // block_bytes - 1
         if self.num_blocks < 1:
-            raise InvalidSetting(f"kv_cache_bytes is {num_bytes}, one block takes {block_bytes}: raise it")
+            raise InvalidSetting(
+                f"kv_cache_bytes is {num_bytes}, the smallest cache is a block of {block_bytes} and one for padding: "
+                f"raise it to {2 * block_bytes} or more"
+            )
         num_slots = (self.num_blocks + 1) * config.block_size
         size = (2, shape.num_kv_heads, num_slots, shape.head_dim)
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorafleet_serving.engine.request import GenerationRequest, TokenOutput
+from lorafleet_serving.engine.scored_prompt import ScoredPrompt
 from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, NoRoom
 
 
@@ -70,10 +71,19 @@ class EngineFailed:
 
 
 @dataclass(frozen=True)
+class PromptPart:
+    """What a step read of a prompt whose end it did not reach; the last part comes with the request's first output."""
+
+    request_id: str
+    scores: ScoredPrompt
+
+
+@dataclass(frozen=True)
 class Tokens:
     """What one step produced."""
 
     outputs: tuple[TokenOutput, ...]
+    prompt_parts: tuple[PromptPart, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
-"""What the engine answers for a sequence: a token, an end, a vector or a failure."""
+"""What the engine answers for a sequence: a token, an end, what was read of its prompt, or a failure."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
+from lorafleet_serving.engine.messages import PromptPart
 from lorafleet_serving.engine.prompt_reading import PromptPool, PromptScores
 from lorafleet_serving.engine.request import FinishReason, TokenOutput
 from lorafleet_serving.engine.sampler import Sample
+from lorafleet_serving.engine.scored_prompt import ScoredPrompt
 from lorafleet_serving.engine.sequence import Sequence
 
 
@@ -25,7 +27,6 @@ def finish_reason(sequence: Sequence, token_id: int, end_token_ids: Collection[i
 def token_output(sequence: Sequence, chosen: Sample, reason: FinishReason | None) -> TokenOutput:
     """The next token of a sequence that does not have it yet; what was asked of its prompt comes with the first."""
     is_first = not sequence.num_generated
-    scores = sequence.reading if isinstance(sequence.reading, PromptScores) else None
     return TokenOutput(
         sequence.request_id,
         # The end token is no part of the answer.
@@ -33,15 +34,24 @@ def token_output(sequence: Sequence, chosen: Sample, reason: FinishReason | None
         reason,
         chosen.logprob,
         chosen.alternatives,
-        prompt=tuple(scores.tokens) if is_first and scores is not None else (),
+        prompt=_scores(sequence) if is_first else (),
         num_cached=sequence.num_cached if is_first else None,
         queue_s=sequence.queue_s if is_first else None,
     )
 
 
-def vector_output(sequence: Sequence) -> TokenOutput:
-    """The vector of a prompt that was computed to its end, or a failure."""
-    assert isinstance(sequence.reading, PromptPool), "a sequence that was computed to its end gave no token"
+def prompt_output(sequence: Sequence) -> TokenOutput:
+    """The end of a sequence that generates nothing: the vector or the scores of its prompt, or a failure."""
+    if not isinstance(sequence.reading, PromptPool):
+        assert not sequence.request.generates, "a sequence that was computed to its end gave no token"
+        return TokenOutput(
+            sequence.request_id,
+            None,
+            FinishReason.LENGTH,
+            prompt=_scores(sequence),
+            num_cached=sequence.num_cached,
+            queue_s=sequence.queue_s,
+        )
     vector = sequence.reading.vector()
     if vector is None:
         return failure(sequence)
@@ -73,3 +83,13 @@ def invalid(sequence: Sequence, error: str, field: str) -> TokenOutput:
 def reads_finite(sequence: Sequence) -> bool:
     """Whether what was read from the prompt so far is finite."""
     return not isinstance(sequence.reading, PromptScores) or sequence.reading.is_finite
+
+
+def prompt_part(sequence: Sequence) -> PromptPart | None:
+    """What was read of a sequence's prompt since it was last asked for; None if that is nothing."""
+    scores = _scores(sequence)
+    return PromptPart(sequence.request_id, scores) if scores and scores.logprobs else None
+
+
+def _scores(sequence: Sequence) -> ScoredPrompt | tuple[()]:
+    return sequence.reading.hand_over() if isinstance(sequence.reading, PromptScores) else ()

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorafleet_contract.openmp import wait_briefly
 from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.engine.messages import (
     Abort,
@@ -32,7 +33,6 @@ from lorafleet_serving.engine.messages import (
     Tokens,
     UnloadAdapter,
 )
-from lorafleet_serving.engine.openmp import wait_briefly
 from lorafleet_serving.engine.request import FinishReason, TokenOutput
 from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, InvalidRequest, NoRoom, ServingError
 from lorafleet_serving.heap import freeze_heap
@@ -67,9 +67,9 @@ class EngineLoop:
             self._take_commands()
             self._set_alarm()
             if self._engine.has_unfinished():
-                outputs = self._engine.step()
-                if outputs:
-                    self._pipe.send(Tokens(tuple(outputs)))
+                outputs, parts = self._engine.step(), self._engine.prompt_parts()
+                if outputs or parts:
+                    self._pipe.send(Tokens(tuple(outputs), tuple(parts)))
             self._post_stats()
 
     def _take_commands(self) -> None:

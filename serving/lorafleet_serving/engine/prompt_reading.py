@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lorafleet_serving.engine.request import GenerationRequest, Pooling, ScoredToken, TokenLogprob
+from lorafleet_serving.engine.request import GenerationRequest, Pooling
+from lorafleet_serving.engine.scored_prompt import ScoredPrompt
 
 MAX_LOGIT_ROWS = 64
 """Rows of logits that are made at a time for the tokens of a prompt: 64 of 128,000 tokens take 32 MB in fp32."""
@@ -53,9 +54,14 @@ class PromptScores(PromptReading):
         super().__init__(0, len(token_ids) - 1)
         self._token_ids = token_ids
         self._num_alternatives = num_alternatives
-        self.tokens: list[ScoredToken] = [ScoredToken(None)]
-        """Scores of the tokens so far, in order."""
+        self._scores = ScoredPrompt()
+        self._num_scored = 1
         self.is_finite = True
+
+    def hand_over(self) -> ScoredPrompt:
+        """Those that were read since it was called last; they are not kept."""
+        scores, self._scores = self._scores, ScoredPrompt()
+        return scores
 
     def _read(self, hidden: Tensor, head: Head) -> None:
         for start in range(0, hidden.shape[0], MAX_LOGIT_ROWS):
@@ -63,13 +69,12 @@ class PromptScores(PromptReading):
             self._score(torch.log_softmax(head(part).float(), dim=-1))
 
     def _score(self, logprobs: Tensor) -> None:
-        first = len(self.tokens)
+        first, self._num_scored = self._num_scored, self._num_scored + logprobs.shape[0]
         given = torch.tensor(self._token_ids[first : first + logprobs.shape[0]], device=logprobs.device)
         scores = logprobs.gather(1, given[:, None]).squeeze(1)
         self.is_finite = self.is_finite and bool(torch.isfinite(scores).all())
         top = torch.topk(logprobs, min(self._num_alternatives, logprobs.shape[1]))
-        for score, ids, values in zip(scores.tolist(), top.indices.tolist(), top.values.tolist(), strict=True):
-            self.tokens.append(ScoredToken(score, tuple(map(TokenLogprob, ids, values))))
+        self._scores.add(_bytes(scores), _bytes(top.indices.to(torch.int32)), _bytes(top.values))
 
 
 class PromptPool(PromptReading):
@@ -89,6 +94,10 @@ class PromptPool(PromptReading):
         assert self._sum is not None, "the vector of a prompt is asked for before its rows were read"
         mean = (self._sum / self._num_rows).float()
         return array("f", mean.tolist()) if bool(torch.isfinite(mean).all()) else None
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.cpu().numpy().tobytes()
 
 
 def reading_of(request: GenerationRequest) -> PromptReading | None:

@@ -6,6 +6,7 @@ Plain data, shared by the front process, the engine process and the evaluation h
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -43,6 +44,7 @@ class SamplingParams:
     """How the next token is chosen. Defaults are greedy."""
 
     max_new_tokens: int = 128
+    """0 reads the prompt and ends."""
     temperature: float = 0.0
     """0 takes the most likely token."""
     top_k: int | None = None
@@ -69,7 +71,7 @@ class SamplingParams:
     """What the answer's text must fit. It ends where that says, before the least length if need be."""
 
     def __post_init__(self) -> None:
-        _check("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1")
+        _check("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 0, "at least 0")
         _check("temperature", self.temperature, 0.0 <= self.temperature < float("inf"), "at least 0 and finite")
         _check("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1")
         _check("top_p", self.top_p, self.top_p is None or 0.0 < self.top_p <= 1.0, "above 0 and at most 1")
@@ -126,6 +128,11 @@ class GenerationRequest:
         limit = f"from {PRIORITIES.start} to {PRIORITIES.stop - 1}"
         _check("priority", self.priority, self.priority in PRIORITIES, limit)
 
+    @property
+    def generates(self) -> bool:
+        """Whether tokens are asked for; else its prompt is read, and nothing more."""
+        return self.pooling is None and self.sampling.max_new_tokens > 0
+
 
 @dataclass(frozen=True)
 class TokenLogprob:
@@ -157,7 +164,7 @@ class TokenOutput:
     """What went wrong, with finish reason `ERROR`."""
     error_field: str | None = None
     """Name of the request's field that is at fault; None where the request is not."""
-    prompt: tuple[ScoredToken, ...] = ()
+    prompt: Sequence[ScoredToken] = ()
     """Where they were asked for, the prompt's tokens, with the first output."""
     num_cached: int | None = None
     """With the first output, how many tokens of the prompt came from the prefix cache."""

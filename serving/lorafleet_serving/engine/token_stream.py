@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 from lorafleet_serving.engine.request import FinishReason, TokenOutput
+from lorafleet_serving.engine.scored_prompt import ScoredPrompt
 from lorafleet_serving.exceptions import DeadlineExceeded, GenerationFailed, InvalidRequest, ServingError
 
 
@@ -18,13 +20,24 @@ class TokenStream:
         """Whether the engine has answered anything."""
         self.ended = False
         self._on_close = on_close
+        self._prompt: ScoredPrompt | None = None
+        """What has come of the prompt's scores, before the first output."""
         self._arrived: asyncio.Queue[TokenOutput | Exception] = asyncio.Queue()
 
     def feed(self, output: TokenOutput) -> None:
         """Add what a step produced."""
+        if self._prompt is not None and isinstance(output.prompt, ScoredPrompt):
+            self.feed_prompt(output.prompt)
+            output, self._prompt = replace(output, prompt=self._prompt), None
         self.started = True
         self.ended = self.ended or output.finish_reason is not None
         self._arrived.put_nowait(output)
+
+    def feed_prompt(self, part: ScoredPrompt) -> None:
+        """Add what a step read of the prompt; it is given with the first output."""
+        if self._prompt is None:
+            self._prompt = ScoredPrompt()
+        self._prompt.extend(part)
 
     def fail(self, error: Exception) -> None:
         """End the stream with an error."""

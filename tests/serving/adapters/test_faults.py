@@ -20,17 +20,17 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.fixture(scope="module")
-def victim(pod_factory: PodFactory) -> PodProcess:
+def victim(pod_factory: PodFactory, long_model: Path) -> PodProcess:
     """A pod whose processes are killed; it must be whole again after each test."""
-    started = pod_factory("--silence-limit", "5")
+    started = pod_factory("--silence-limit", "5", model=long_model)
     started.wait_ready()
     return started
 
 
 @pytest.fixture(scope="module")
-def served(victim: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory) -> Registered:
+def served(victim: PodProcess, registry: RegistryHand, long_adapter: SourceFactory) -> Registered:
     """A version that the victim serves."""
-    registered = registry.register("survivor", tiny_adapter(1))
+    registered = registry.register("survivor", long_adapter(1))
     registry.promote(registered)
     registry.promote(registered, "live")
     victim.wait_serving("survivor", 1)
@@ -39,9 +39,9 @@ def served(victim: PodProcess, registry: RegistryHand, tiny_adapter: SourceFacto
 
 def test_a_killed_engine_fails_its_requests_and_comes_back(victim: PodProcess, served: Registered) -> None:
     before = victim.client.complete("survivor", "the cat", max_tokens=8)
-    parts = victim.http.stream(
-        "POST", "/v1/completions", json={"model": "survivor", "prompt": "the", "max_tokens": 240, "stream": True}
-    )
+    # Far more than there is time for before the engine is killed.
+    body = {"model": "survivor", "prompt": "the", "max_tokens": 16_000, "ignore_eos": True, "stream": True}
+    parts = victim.http.stream("POST", "/v1/completions", json=body)
     engine = victim.child_pids()["engine"]
     with parts as response:
         lines = response.iter_lines()
@@ -77,11 +77,11 @@ def test_a_waiting_request_hears_503_when_the_engine_dies(victim: PodProcess, se
 
 
 def test_a_killed_fetcher_is_replaced_and_fetches_on(
-    victim: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory, served: Registered
+    victim: PodProcess, registry: RegistryHand, long_adapter: SourceFactory, served: Registered
 ) -> None:
     os.kill(victim.child_pids()["fetcher"], signal.SIGKILL)
     assert victim.client.complete("survivor", "the cat", max_tokens=4).digest == served.digest
-    later = registry.register("after-fetcher", tiny_adapter(20))
+    later = registry.register("after-fetcher", long_adapter(20))
     registry.promote(later)
     victim.wait_serving("after-fetcher", 1)
 
@@ -98,21 +98,21 @@ def test_a_frozen_engine_is_replaced_and_its_requests_hear_503(victim: PodProces
 
 
 def test_a_frozen_fetcher_is_replaced_and_fetches_on(
-    victim: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
+    victim: PodProcess, registry: RegistryHand, long_adapter: SourceFactory
 ) -> None:
     fetcher = victim.child_pids()["fetcher"]
     os.kill(fetcher, signal.SIGSTOP)
-    later = registry.register("after-freeze", tiny_adapter(21))
+    later = registry.register("after-freeze", long_adapter(21))
     registry.promote(later)
     victim.wait_serving("after-freeze", 1)
     assert not _is_running(fetcher)
 
 
 def test_a_killed_front_leaves_no_orphan_and_a_restart_serves_live_while_the_champion_is_refused(
-    victim: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
+    victim: PodProcess, registry: RegistryHand, long_adapter: SourceFactory
 ) -> None:
-    good = registry.register("restarted", tiny_adapter(1))
-    bad = registry.register("restarted", with_report(tiny_adapter(2), status="failed", reason="no lift"))
+    good = registry.register("restarted", long_adapter(1))
+    bad = registry.register("restarted", with_report(long_adapter(2), status="failed", reason="no lift"))
     registry.promote(good, "live")
     registry.promote(bad)
     victim.wait_state("restarted", 2, ServeState.REFUSED)
@@ -130,8 +130,10 @@ def test_a_killed_front_leaves_no_orphan_and_a_restart_serves_live_while_the_cha
 
 
 def test_a_drained_pod_finishes_what_runs_and_takes_no_more(victim: PodProcess, served: Registered) -> None:
-    whole = victim.client.complete("survivor", "the cat", max_tokens=240)
-    parts = victim.client.stream("survivor", "the cat", max_tokens=240)
+    # So long that the pod is still there when a new request comes, and within its drain limit on a slow machine.
+    whole = victim.client.complete("survivor", "the cat", max_tokens=1500)
+    assert whole.num_tokens == 1500
+    parts = victim.client.stream("survivor", "the cat", max_tokens=1500)
     received = [next(parts)]
     victim.signal(signal.SIGTERM)
     refused = victim.wait_for(lambda: _refusal(victim), "new requests to be refused")

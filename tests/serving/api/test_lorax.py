@@ -135,6 +135,28 @@ def test_bad_parameters_are_told_in_this_dialects_envelope(
         assert said in response.json()["error"]
 
 
+@pytest.mark.parametrize("path", ["/", "/generate", "/generate_stream"])
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ('{"inputs": "x", "parameters": {"adapter_id": "\\ud800@!"}}', 404),
+        ('{"inputs": "x", "parameters": {"merged_adapters": {"ids": ["\\ud800@!"], "weights": [1]}}}', 404),
+        ('{"inputs": "x", "parameters": {"adapter_source": "\\ud800"}}', 422),
+        (
+            '{"inputs": "\\ud800", "parameters": '
+            '{"adapter_id": "lorax-way", "variables": {"question": "x"}, "return_full_text": true}}',
+            422,
+        ),
+    ],
+)
+def test_half_a_character_is_answered_like_any_other_text(
+    pod: PodProcess, adapter: Registered, path: str, text: str, status: int
+) -> None:
+    response = pod.http.post(path, content=text.encode(), headers={"Content-Type": "application/json"})
+    assert response.status_code == status, response.text
+    assert set(response.json()) == {"error", "error_type"}
+
+
 def test_a_stream_refuses_what_it_cannot_give(pod: PodProcess) -> None:
     for parameters, said in (
         ({"best_of": 2, "do_sample": True}, "a stream takes one answer"),

@@ -174,7 +174,11 @@ def test_models_give_parent_root_version_and_digest(pod: PodProcess, adapter: Re
         ({"prompt": "x" * 100_000}, 413, "prompt"),
         ({"prompt": "x " * 300}, 413, "prompt"),
         ({"prompt": "x", "max_tokens": 100_000}, 422, "max_tokens"),
-        ({"prompt": "x", "max_tokens": 0}, 422, "max_tokens"),
+        ({"prompt": "x", "max_tokens": -1}, 422, "max_tokens"),
+        ({"prompt": "x", "max_tokens": 0, "min_tokens": 1}, 422, "min_tokens"),
+        ({"prompt": "x " * 300, "max_tokens": 0}, 413, "prompt"),
+        ({"prompt": [[1] * 60] * 64, "max_tokens": 1, "echo": True, "logprobs": 20}, 422, "logprobs"),
+        ({"prompt": [[1] * 60] * 64, "max_tokens": 1, "echo": True, "logprobs": 20, "stream": True}, 422, "logprobs"),
         ({"prompt": "x", "temperature": -1}, 422, "temperature"),
         ({"prompt": "x", "top_p": 0}, 422, "top_p"),
         ({"prompt": "x", "unheard_of": 1}, 422, "unheard_of"),
@@ -267,6 +271,17 @@ def test_log_probabilities_of_a_message_are_one_object_each(pod: PodProcess, ada
         assert bytes(entry.bytes or []).decode() == entry.token
 
 
+def test_prompts_that_may_be_scored_together_are(pod: PodProcess) -> None:
+    asked = {"prompt": [[1] * 240] * 13, "max_tokens": 0, "echo": True, "logprobs": 20}
+    choices = _post(pod, "/v1/completions", **asked)["choices"]
+    assert [len(choice["logprobs"]["tokens"]) for choice in choices] == [240] * 13
+    refused = pod.http.post("/v1/completions", json={**asked, "prompt": [[1] * 250] * 13}).json()["error"]
+    told = (
+        "logprobs asks for 68250 log-probabilities of prompts, a request may have 65536: send shorter or fewer prompts"
+    )
+    assert refused["message"].startswith(told)
+
+
 def test_bias_and_least_length_reach_the_engine(pod: PodProcess, adapter: Registered) -> None:
     asked = {"model": "dialects", "prompt": "the cat", "max_tokens": 3, "logprobs": 0}
     plain = _post(pod, "/v1/completions", **asked)["choices"][0]["logprobs"]["tokens"]
@@ -332,6 +347,29 @@ def test_a_body_that_is_no_request_is_invalid(pod: PodProcess, adapter: Register
     response = pod.http.post("/v1/completions", content=text.encode(), headers=headers)
     assert response.status_code == 422
     assert said in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "status"),
+    [
+        ("/v1/completions", '{"model": "\\ud800@!", "prompt": "x"}', 404),
+        ("/v1/completions", '{"model": "\\ud800@!", "prompt": "x", "stream": true}', 404),
+        ("/v1/completions", '{"model": "s3://\\ud800", "prompt": "x"}', 403),
+        ("/v1/completions", '{"prompt": "x", "response_format": {"type": "\\ud800"}}', 422),
+        ("/v1/completions", '{"prompt": "x", "\\ud800": 1}', 422),
+        (
+            "/v1/chat/completions",
+            '{"model": "\\ud800@!", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}',
+            404,
+        ),
+        ("/v1/chat/completions", '{"messages": [{"role": "\\ud800", "content": "x"}]}', 422),
+        ("/v1/embeddings", '{"model": "\\ud800@!", "input": "x"}', 404),
+    ],
+)
+def test_half_a_character_is_answered_like_any_other_text(pod: PodProcess, path: str, text: str, status: int) -> None:
+    response = pod.http.post(path, content=text.encode(), headers={"Content-Type": "application/json"})
+    assert response.status_code == status, response.text
+    assert response.json()["error"]["code"] == status
 
 
 def test_a_wrong_method_is_told_the_right_one(pod: PodProcess) -> None:

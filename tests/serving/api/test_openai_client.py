@@ -304,6 +304,7 @@ def test_an_adapters_own_chat_template_is_used(client: openai.OpenAI, pod: PodPr
         ({"extra_body": {"guided_regex": "(a"}}, openai.UnprocessableEntityError, "guided_regex"),
         ({"extra_body": {"guided_regex": "ab\u00e9"}}, openai.UnprocessableEntityError, "guided_regex"),
         ({"extra_body": {"guided_grammar": "start: x"}}, openai.UnprocessableEntityError, "guided_grammar"),
+        ({"extra_body": {"guided_grammar": "root ::= x"}}, openai.UnprocessableEntityError, "guided_grammar"),
         ({"extra_body": {"guided_choice": []}}, openai.UnprocessableEntityError, "guided_choice"),
         (
             {"extra_body": {"guided_choice": ["a"], "guided_regex": "a"}},

@@ -60,7 +60,11 @@ def test_tokens_equal_peft_in_a_mixed_batch(
     num_blocks: int,
 ) -> None:
     config = EngineConfig(
-        base, dtype=DType.FP32, block_size=4, kv_cache_bytes=num_blocks * BLOCK_BYTES, prefix_caching=prefix_caching
+        base,
+        dtype=DType.FP32,
+        block_size=4,
+        kv_cache_bytes=(num_blocks + 1) * BLOCK_BYTES,  # One stands for padding.
+        prefix_caching=prefix_caching,
     )
     engine = Engine(config)
     for kind, folder in adapters.items():

@@ -34,7 +34,7 @@ def make_engine(base: Path, adapter: Path, state: str) -> Engine:
         base,
         dtype=DType.FP32,
         block_size=4,
-        kv_cache_bytes=(12 if state == "preempted" else 100) * BLOCK_BYTES,
+        kv_cache_bytes=(13 if state == "preempted" else 101) * BLOCK_BYTES,
         max_num_seqs=1 if state == "waiting" else 4,
         max_batched_tokens=4,
     )

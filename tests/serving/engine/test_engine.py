@@ -96,7 +96,7 @@ def test_mixed_batch_equals_peft_for_every_adapter(base: Path, adapters: dict[st
         {"max_batched_tokens": 5, "max_num_seqs": 4},  # prompts in chunks
         {"block_size": 1},
         {"block_size": 64},
-        {"kv_cache_bytes": 2 * 2 * 2 * 8 * 4 * 48, "block_size": 4, "max_model_len": 42},  # room for one sequence
+        {"kv_cache_bytes": 2 * 2 * 2 * 8 * 4 * 52, "block_size": 4, "max_model_len": 42},  # room for one sequence
         {"adapter_device_bytes": 24000},  # room for one adapter
         {"prefix_caching": False},
     ],
@@ -282,7 +282,7 @@ def test_settings_that_do_not_fit_the_model_are_refused(base: Path) -> None:
     with pytest.raises(InvalidSetting, match="kv_cache_bytes"):
         make_engine(base, kv_cache_bytes=100)
     with pytest.raises(InvalidSetting, match="KV cache holds"):
-        make_engine(base, kv_cache_bytes=2 * 2 * 2 * 8 * 4 * 16, max_model_len=17)
+        make_engine(base, kv_cache_bytes=2 * 2 * 2 * 8 * 4 * 32, max_model_len=17)
 
 
 def test_bf16_follows_fp32_closely(base: Path, adapters: dict[str, Path]) -> None:

@@ -11,7 +11,7 @@ from typing import cast
 
 from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.engine.engine import Engine
-from lorafleet_serving.engine.messages import EngineStats, Generate, Shutdown
+from lorafleet_serving.engine.messages import EngineStats, Generate, PromptPart, Shutdown
 from lorafleet_serving.engine.process import EngineLoop, Inbox
 from lorafleet_serving.engine.request import GenerationRequest, TokenOutput
 
@@ -39,6 +39,9 @@ class SlowEngine:
     def step(self) -> list[TokenOutput]:
         time.sleep(self._step_s)
         self._has_work = False
+        return []
+
+    def prompt_parts(self) -> list[PromptPart]:
         return []
 
     def stats(self) -> EngineStats:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from lorafleet_serving.engine import prompt_reading
 from lorafleet_serving.engine.config import DType, EngineConfig
 from lorafleet_serving.engine.engine import Engine
+from lorafleet_serving.engine.prompt_reading import PromptScores
 from lorafleet_serving.engine.request import (
     FinishReason,
     GenerationRequest,
@@ -20,6 +21,8 @@ from lorafleet_serving.engine.request import (
     SamplingParams,
     TokenOutput,
 )
+from lorafleet_serving.engine.scored_prompt import ScoredPrompt
+from lorafleet_serving.engine.token_stream import TokenStream
 from lorafleet_serving.exceptions import InvalidRequest
 from tests.serving.random_model import VOCAB_SIZE, quiet_peft, write_adapter, write_llama
 
@@ -34,7 +37,7 @@ ADAPTERS: dict[str, dict[str, object]] = {
 SETTINGS: dict[str, dict[str, object]] = {
     "plain": {},
     "chunks": {"max_batched_tokens": 5, "max_num_seqs": 4},
-    "preemption": {"kv_cache_bytes": 22 * BLOCK_BYTES, "max_batched_tokens": 5, "max_num_seqs": 5},
+    "preemption": {"kv_cache_bytes": 23 * BLOCK_BYTES, "max_batched_tokens": 5, "max_num_seqs": 5},
     "no-prefix-cache": {"prefix_caching": False},
 }
 
@@ -153,6 +156,73 @@ def test_the_prompt_comes_with_the_first_token_alone(base: Path) -> None:
     assert [len(output.prompt) for output in outputs] == [len(PROMPTS[0]), 0, 0]
     assert all(not token.alternatives for token in outputs[0].prompt)
     assert [output.queue_s is None for output in outputs] == [False, True, True]
+
+
+@pytest.mark.parametrize("settings", [SETTINGS["chunks"], SETTINGS["preemption"]], ids=["chunks", "preemption"])
+def test_scores_leave_the_engine_as_they_are_read(
+    base: Path, expected: dict[str | None, Expected], settings: dict[str, object]
+) -> None:
+    engine = make_engine(base, {}, **settings)
+    streams = {str(number): TokenStream(str(number), lambda stream: None) for number in range(len(PROMPTS) * 2)}
+    for name in streams:
+        wants = SamplingParams(max_new_tokens=20, ignore_eos=True, num_prompt_logprobs=2)
+        engine.add_request(GenerationRequest(name, tuple(PROMPTS[int(name) % len(PROMPTS)]), wants))
+    first: dict[str, TokenOutput] = {}
+    while engine.has_unfinished():
+        outputs = engine.step()
+        for part in engine.prompt_parts():
+            assert len(part.scores.logprobs) <= 5
+            streams[part.request_id].feed_prompt(part.scores)
+        for output in outputs:
+            assert len(output.prompt) <= 6
+            streams[output.request_id].feed(output)
+            first.setdefault(output.request_id, streams[output.request_id]._arrived.get_nowait())  # type: ignore[arg-type]
+    for name, output in first.items():
+        number = int(name) % len(PROMPTS)
+        check_scores(output, PROMPTS[number], expected[None].logprobs[number])
+    assert len(first) == len(streams)
+
+
+def test_scores_are_arrays_which_the_engine_does_not_keep(base: Path) -> None:
+    engine = make_engine(base, {})
+    wants = SamplingParams(max_new_tokens=3, ignore_eos=True, num_prompt_logprobs=2)
+    engine.add_request(GenerationRequest("r", tuple(PROMPTS[0]), wants))
+    (output,) = engine.step()
+    reading = engine._sequences["r"].reading
+    assert isinstance(output.prompt, ScoredPrompt)
+    assert len(output.prompt) == len(PROMPTS[0])
+    assert isinstance(reading, PromptScores)
+    assert len(reading.hand_over().logprobs) == 0
+    run(engine)
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS.values(), {"speculative_tokens": 3}], ids=[*SETTINGS, "guesses"])
+def test_a_request_for_no_tokens_reads_its_prompt_and_ends(
+    base: Path, expected: dict[str | None, Expected], settings: dict[str, object]
+) -> None:
+    engine = make_engine(base, {}, **settings)
+    for number, prompt in enumerate(PROMPTS * 2):
+        for name, wanted in (("scored", 2), ("plain", None)):
+            wants = SamplingParams(max_new_tokens=0, num_prompt_logprobs=wanted)
+            engine.add_request(GenerationRequest(f"{name} {number}", tuple(prompt), wants))
+    outputs = {output.request_id: output for output in run(engine)}
+    assert len(outputs) == 4 * len(PROMPTS)
+    for output in outputs.values():
+        assert (output.token_id, output.finish_reason) == (None, FinishReason.LENGTH)
+        assert output.num_cached is not None
+    for number, prompt in enumerate(PROMPTS * 2):
+        check_scores(outputs[f"scored {number}"], prompt, expected[None].logprobs[number % len(PROMPTS)])
+        assert not outputs[f"plain {number}"].prompt
+
+
+def test_a_prompt_that_fills_the_model_is_read_where_nothing_is_to_follow(base: Path) -> None:
+    engine = make_engine(base, {}, max_model_len=40)
+    wants = SamplingParams(max_new_tokens=0, num_prompt_logprobs=0)
+    engine.add_request(GenerationRequest("r", tuple(range(40)), wants))
+    (output,) = run(engine)
+    assert len(output.prompt) == 40
+    with pytest.raises(InvalidRequest, match="max_new_tokens is -1, it must be at least 0"):
+        SamplingParams(max_new_tokens=-1)
 
 
 def test_no_more_rows_of_logits_are_made_at_once_than_stated(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from lorafleet_serving.engine.config import DType, EngineConfig
+from lorafleet_serving.engine.constraint import Constraint, ConstraintKind
 from lorafleet_serving.engine.engine import Engine
+from lorafleet_serving.engine.grammar_compiler import read_tokenizer
 from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
+from lorafleet_serving.exceptions import GenerationFailed
 from tests.serving.random_model import write_adapter, write_model
 
 _COMPILED_LATER = """
@@ -84,3 +87,50 @@ def test_the_smallest_cache_is_enough(tmp_path: Path) -> None:
     engine = Engine(EngineConfig(tmp_path, dtype=DType.FP32, kv_cache_bytes=8 << 10, block_size=2, num_threads=1))
     assert engine.max_model_len < 80
     engine.rehearse()
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders whose tokenizer an engine has read."""
+    found: list[Path] = []
+
+    def read(folder: Path) -> str:
+        found.append(folder)
+        return read_tokenizer(folder)
+
+    monkeypatch.setattr("lorafleet_serving.engine.engine.read_tokenizer", read)
+    return found
+
+
+def bound() -> GenerationRequest:
+    constraint = Constraint(ConstraintKind.REGEX, "ab")
+    return GenerationRequest("bound", (5, 6, 7), SamplingParams(max_new_tokens=8, constraint=constraint))
+
+
+def small_engine(folder: Path) -> Engine:
+    return Engine(EngineConfig(folder, dtype=DType.FP32, kv_cache_bytes=1 << 20, num_threads=1))
+
+
+def test_the_first_constraint_finds_the_tokenizer_loaded(tiny_model: Path, reads: list[Path]) -> None:
+    engine = small_engine(tiny_model)
+    assert reads == [], "an engine that is not rehearsed may never need it"
+    engine.rehearse()
+    assert reads == [tiny_model]
+    assert engine.generate([bound()])["bound"]
+    assert reads == [tiny_model]
+
+
+def test_nothing_is_loaded_for_constraints_that_cannot_be_compiled(
+    tiny_model: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorafleet_serving.engine.grammar_compiler.find_spec", lambda name: None)
+    small_engine(tiny_model).rehearse()
+    assert reads == []
+
+
+def test_a_model_without_a_tokenizer_refuses_constraints_alone(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama")
+    engine = small_engine(tmp_path)
+    engine.rehearse()
+    with pytest.raises(GenerationFailed, match="cannot be followed"):
+        engine.generate([bound()])

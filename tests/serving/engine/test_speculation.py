@@ -68,7 +68,7 @@ def told(outputs: list[TokenOutput]) -> list[tuple[object, ...]]:
         {"speculative_tokens": 1},
         {"max_num_seqs": 1},
         {"block_size": 4},
-        {"kv_cache_bytes": 2 * 2 * 2 * 16 * 4 * 160, "block_size": 4, "max_model_len": 80},
+        {"kv_cache_bytes": 2 * 2 * 2 * 16 * 4 * 164, "block_size": 4, "max_model_len": 80},
         {"prefix_caching": False, "max_batched_tokens": 32, "max_num_seqs": 24},
     ],
     ids=["default", "one", "alone", "tiny-blocks", "preemption", "no-prefix-cache"],

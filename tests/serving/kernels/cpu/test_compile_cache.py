@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,24 +22,39 @@ print(sum(rms_norm.stats.cache_hits.values()))
 """
 
 
-def num_cache_hits(cache_home: str) -> int:
-    environment = {**os.environ, "XDG_CACHE_HOME": cache_home, "HOME": cache_home}
+def num_cache_hits(cache_home: str, temporary: Path) -> int:
+    environment = {**os.environ, "XDG_CACHE_HOME": cache_home, "HOME": cache_home, "TMPDIR": str(temporary)}
     result = subprocess.run([sys.executable, "-c", CALL], env=environment, capture_output=True, text=True, check=True)
     return int(result.stdout)
 
 
+@pytest.fixture
+def homeless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the temporary files are, of a user whose home cannot be written."""
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/no-such-folder")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
 def test_the_second_start_compiles_nothing(tmp_path: Path) -> None:
-    assert [num_cache_hits(str(tmp_path)) for _ in range(2)] == [0, 1]
+    assert [num_cache_hits(str(tmp_path), tmp_path) for _ in range(2)] == [0, 1]
 
 
-def test_operators_run_where_no_cache_can_be_written() -> None:
-    assert num_cache_hits("/proc/no-such-folder") == 0
+def test_without_a_home_the_second_start_compiles_nothing_either(tmp_path: Path) -> None:
+    assert [num_cache_hits("/proc/no-such-folder", tmp_path) for _ in range(2)] == [0, 1]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_is_made_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder().parent == tmp_path / "lorafleet" / "compiled"
     assert cache_folder().stat().st_mode & 0o077 == 0
+
+
+def test_without_a_home_there_is_one_folder_of_this_user_alone(homeless: Path) -> None:
+    assert cache_folder() == cache_folder()
+    assert cache_folder().parent == homeless / f"lorafleet-compiled-{os.getuid()}"
+    assert [folder.stat().st_mode & 0o777 for folder in (cache_folder(), cache_folder().parent)] == [0o700] * 2
 
 
 def test_another_state_of_any_source_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,9 +70,30 @@ def test_another_state_of_any_source_has_a_folder_of_its_own(tmp_path: Path, mon
         before = cache_folder(sources)
 
 
-def test_a_folder_of_somebody_else_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_a_folder_of_somebody_else_is_not_taken(homeless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(homeless / "cache"))
+    taken = cache_folder()
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    other = cache_folder()
-    assert tmp_path not in other.parents
-    other.rmdir()
+    (homeless / "lorafleet-compiled-12345").mkdir(mode=0o700)
+    assert_is_new(cache_folder(), taken.parent, homeless / "lorafleet-compiled-12345")
+
+
+def test_a_folder_that_others_can_write_to_is_not_taken(homeless: Path) -> None:
+    open_to_all = cache_folder().parent
+    open_to_all.chmod(0o777)
+    assert_is_new(cache_folder(), open_to_all)
+
+
+def test_a_link_in_the_place_of_the_folder_is_not_followed(homeless: Path) -> None:
+    target = homeless / "elsewhere"
+    target.mkdir(mode=0o700)
+    (homeless / f"lorafleet-compiled-{os.getuid()}").symlink_to(target)
+    assert_is_new(cache_folder(), target)
+    assert not list(target.iterdir())
+
+
+def assert_is_new(folder: Path, *taken: Path) -> None:
+    """That it is empty, and lies in none of those."""
+    assert folder.is_dir()
+    assert not list(folder.iterdir())
+    assert not {item.resolve() for item in taken} & {*folder.resolve().parents, folder.resolve()}

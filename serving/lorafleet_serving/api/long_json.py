@@ -1,0 +1,56 @@
+"""Long answers as JSON: made by a thread, and in parts, so that the event loop goes on beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import Response
+from fastapi.responses import JSONResponse
+
+from lorafleet_serving.loop import Result
+
+_INLINE_LOGPROBS = 1000
+"""Fewer are written on the event loop: a thread would cost more than the work."""
+_PART = 64
+"""Items of a list that are written at once: meanwhile no other thread runs, the event loop's neither."""
+
+# As Starlette writes an answer, so that a long one is written like a short one.
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+class LongJSONResponse(JSONResponse):
+    """An answer that a thread makes."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return long_json(content).encode()
+
+
+def long_json(value: Any) -> str:
+    """JSON of a value, whose lists may be long."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_encode(name)}:{long_json(item)}" for name, item in value.items()) + "}"
+    if not isinstance(value, list):
+        return _encode(value)
+    if value and _nests(value[0]):
+        return "[" + ",".join(map(long_json, value)) + "]"
+    parts = (value[start : start + _PART] for start in range(0, len(value), _PART))
+    return "[" + ",".join(_encode(part)[1:-1] for part in parts) + "]"
+
+
+async def written(num_logprobs: int, write: Callable[[], Result]) -> Result:
+    """What `write` makes of so many log-probabilities; by a thread where they are many."""
+    return write() if num_logprobs <= _INLINE_LOGPROBS else await asyncio.to_thread(write)
+
+
+async def json_response(num_logprobs: int, write: Callable[[], Any], headers: Mapping[str, str]) -> Response:
+    """The answer that `write` makes of so many log-probabilities."""
+    kind = JSONResponse if num_logprobs <= _INLINE_LOGPROBS else LongJSONResponse
+    return await written(num_logprobs, lambda: kind(write(), headers=headers))
+
+
+def _nests(item: Any) -> bool:
+    return isinstance(item, dict) and any(isinstance(value, (dict, list)) for value in item.values())
