@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -131,16 +132,18 @@ def test_a_killed_front_leaves_no_orphan_and_a_restart_serves_live_while_the_cha
 
 def test_a_drained_pod_finishes_what_runs_and_takes_no_more(victim: PodProcess, served: Registered) -> None:
     # So long that the pod is still there when a new request comes, and within its drain limit on a slow machine.
-    whole = victim.client.complete("survivor", "the cat", max_tokens=1500)
-    assert whole.num_tokens == 1500
-    parts = victim.client.stream("survivor", "the cat", max_tokens=1500)
-    received = [next(parts)]
-    victim.signal(signal.SIGTERM)
-    refused = victim.wait_for(lambda: _refusal(victim), "new requests to be refused")
-    received += parts
+    body = {"model": "survivor", "prompt": "the cat", "max_tokens": 1500, "ignore_eos": True}
+    whole = victim.http.post("/v1/completions", json=body).json()["choices"][0]
+    with victim.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
+        events = (line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: {"))
+        parts = (json.loads(event)["choices"][0] for event in events)
+        received = [next(parts)]
+        victim.signal(signal.SIGTERM)
+        refused = victim.wait_for(lambda: _refusal(victim), "new requests to be refused")
+        received += parts
     assert refused == 503
-    assert "".join(part.text for part in received) == whole.text
-    assert received[-1].finish_reason == whole.finish_reason
+    assert "".join(part["text"] for part in received) == whole["text"]
+    assert received[-1]["finish_reason"] == whole["finish_reason"] == "length"
     assert victim.wait_exit() == 0
     victim.start()
     victim.wait_ready()

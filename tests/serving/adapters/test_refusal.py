@@ -143,5 +143,10 @@ def test_what_is_refused_after_it_was_loaded_leaves_the_engine(
     block = PromptBlock(template="{{ q }}", variables=("q",), examples=({"other": "x"},))
     registered = registry.register("loaded-then-refused", replace(tiny_adapter(32), prompt=block))
     registry.promote(registered)
-    refused = pod.wait_state(registered.name, registered.version, ServeState.REFUSED)
-    assert refused.tiers == (Tier.DISK,)
+    pod.wait_state(registered.name, registered.version, ServeState.REFUSED)
+
+    def has_left() -> bool | None:
+        held = pod.version(registered.name, registered.version)
+        return (held is not None and held.tiers == (Tier.DISK,)) or None
+
+    pod.wait_for(has_left, "the refused version to leave the engine")
