@@ -25,7 +25,7 @@ from lorafleet_pipeline.registry.audit import AuditLog
 from lorafleet_pipeline.registry.audit_writer import AuditWriter
 from lorafleet_pipeline.registry.change import AliasChange, Change, StageChange
 from lorafleet_pipeline.registry.decision import Action, Decision, SetAlias, SetStage, SetTag, decide, is_explained
-from lorafleet_pipeline.registry.inbox import Inbox
+from lorafleet_pipeline.registry.inbox import Inbox, Post
 from lorafleet_pipeline.registry.observed import Observed
 from lorafleet_pipeline.registry.pods import Pods
 from lorafleet_pipeline.registry.snapshot import AdapterSnapshot, snapshot_of, snapshots_of
@@ -146,17 +146,22 @@ class Controller:
         """Adapters to look at now; None for all, empty for none."""
         if self._doubts:
             limit_s = min(limit_s, _DOUBT_CHECK_S)
-        post = self._inbox.take(max(0.0, min(limit_s, _STOP_CHECK_S)))
-        for name, change in post.changes:
-            self._changes.setdefault(name, []).append(change)
-            if name in self._doubts:
-                self._doubts[name] = (self._doubts[name][0], time.monotonic())
+        post = self._take(max(0.0, min(limit_s, _STOP_CHECK_S)))
         if any(isinstance(change, AliasChange) for _, change in post.changes):
             time.sleep(_PODS_FIRST_S)
         if post.names is None:
             return None
         now = time.monotonic()
         return post.names | self._doubts.keys() | {name for name, retry in self._failed.items() if now >= retry.due}
+
+    def _take(self, limit_s: float) -> Post:
+        """Empty the inbox, and keep the changes that were announced."""
+        post = self._inbox.take(limit_s)
+        for name, change in post.changes:
+            self._changes.setdefault(name, []).append(change)
+            if name in self._doubts:
+                self._doubts[name] = (self._doubts[name][0], time.monotonic())
+        return post
 
     def _try(self, names: frozenset[str] | None) -> None:
         try:
@@ -213,15 +218,19 @@ class Controller:
     def _settle(self, snapshot: AdapterSnapshot) -> int:
         """Bring one adapter in order; returns the number of writes made."""
         name = snapshot.name
-        changes = tuple(self._changes.get(name, ()))
         observed = self._memory.get((name, snapshot.created_at), snapshot.observed)
-        if self._announced and not is_explained(snapshot, observed, changes) and self._may_be_explained(name):
+        changes = self._explanation(snapshot, observed)
+        if changes is None:
             return 0
         decision = decide(snapshot, observed, self._pods.states, changes, now=time.time())
         earlier = self._failed.get(name)
         try:
             self._carry_out(name, decision, announced=bool(changes))
+            later = self._changes.get(name, [])[len(changes) :]
             self._forget(name)
+            if later:
+                self._changes[name] = later
+                self._inbox.look({name})
             self._memory[name, snapshot.created_at] = decision.observed
             return len(decision.actions) + self._remember(snapshot, decision)
         except RegistryUnavailable:
@@ -240,6 +249,26 @@ class Controller:
         """Look again at names that a look did not get to."""
         for name in names:
             self._failed.setdefault(name, _Retry(time.monotonic(), _DOUBT_CHECK_S, is_refused=False))
+
+    def _explanation(self, snapshot: AdapterSnapshot, observed: Observed | None) -> tuple[Change, ...] | None:
+        """The announced changes that led to what was seen, or all of them where none do; None while more may come.
+
+        What was made while the registry was read is announced by now. Without it an adapter that is moved all the
+        time, faster than it is looked at, would never be explained.
+        """
+        name = snapshot.name
+        known = self._changes.get(name, [])
+        if not self._announced or is_explained(snapshot, observed, known):
+            return tuple(known)
+        num_known = len(known)
+        post = self._take(0.0)
+        if post.names is None or post.names:
+            self._inbox.look(post.names)  # They are still to be looked at.
+        known = self._changes.get(name, [])
+        for count in range(num_known + 1, len(known) + 1):
+            if is_explained(snapshot, observed, known[:count]):
+                return tuple(known[:count])
+        return None if self._may_be_explained(name) else tuple(known)
 
     def _may_be_explained(self, name: str) -> bool:
         """Whether the announcement of what was seen may still be on its way."""

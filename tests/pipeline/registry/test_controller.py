@@ -10,12 +10,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
 from lorafleet_contract.exceptions import RegistryError
+from lorafleet_contract.mirror import MirroredModel
 from lorafleet_contract.registry import RegistryClient
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.registry.actor import Actor, How
@@ -286,6 +288,31 @@ def test_changes_announced_to_one_that_waits_are_not_made_again_when_it_takes_ov
     leading.run_once()
     waiting.run_once()
     assert managed.aliases(name)["champion"] == 2
+
+
+def test_move_made_while_the_registry_is_read_is_explained_by_its_announcement(
+    managed: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However fast an adapter is moved: who moved it is told, move by move, and nothing waits for an end of it."""
+    name = managed.adapter()
+    controller = Controller(managed.settings, interval_s=1.0, announced=True)
+    controller._leads.set()
+    look, versions = controller._mirror.look, iter((1, 2, 3, 1))
+
+    def look_while_it_moves() -> list[MirroredModel]:
+        for version in islice(versions, 1):
+            managed.set_alias(name, "champion", version)
+            controller.announce(name, AliasChange("champion", version, Actor("ann", How.CLI), time.time()))
+        return look()
+
+    monkeypatch.setattr(controller._mirror, "look", look_while_it_moves)
+    for _ in range(2):
+        controller.run_once()
+    told = [(entry.after, entry.who) for entry in managed.audit(name) if entry.what == "champion"]
+    controller.run_once()
+    controller.close()
+    assert told[:3] == [("1", "ann"), ("2", "ann"), ("3", "ann")]
+    assert managed.stages(name) == {1: "Production", 2: "None", 3: "None"}
 
 
 def test_an_announced_tag_of_a_champion_is_read_at_once(
