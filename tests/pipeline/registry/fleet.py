@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,6 +95,19 @@ def eventually(condition: Callable[[], bool], what: str, limit_s: float = 60.0) 
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {limit_s} s"
         time.sleep(0.02)
+
+
+@contextmanager
+def in_background(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Have a thread work until the block ends, however it does."""
+    stop = threading.Event()
+    thread = threading.Thread(target=work, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def settings_of(s3: RunningS3, home: Path, url: str, pods: tuple[str, ...]) -> PlatformSettings:

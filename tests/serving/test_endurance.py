@@ -1,0 +1,116 @@
+"""A pod that has answered many requests is as it was before, in all of its processes."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+from aiohttp import ClientSession, ClientTimeout, TCPConnector
+
+from tests.serving.conftest import PodFactory, SourceFactory
+from tests.serving.pod_process import PodProcess
+from tests.serving.registered_adapter import RegistryHand
+
+NUM_WARM, NUM_REQUESTS = 2_000, 10_000
+NUM_CONNECTIONS = 8
+MOST_GROWTH = 8 << 20
+"""Of each process: what is kept of one request in ten, if only a kilobyte, is a megabyte."""
+ADAPTERS = ("enduring-a", "enduring-b", "enduring-c")
+_NUM_SCHEMAS = 48
+"""More than compiled ones are kept."""
+
+
+class Request(NamedTuple):
+    """One request, and what becomes of it."""
+
+    body: dict[str, Any]
+    path: str = "/v1/completions"
+    status: int = 200
+    leaves: bool = False
+    """Whether the caller is gone after the first event."""
+
+
+def make_request(number: int) -> Request:
+    """Every kind of request, in turns."""
+    asked = {"prompt": f"the cat {number}", "max_tokens": 1 + number // 10 % 6}
+    adapted = {**asked, "model": ADAPTERS[number // 10 % len(ADAPTERS)]}
+    chat = {"messages": [{"role": "user", "content": f"the dog {number}"}], "max_tokens": 4}
+    kinds = (
+        Request(asked),
+        Request({**adapted, "temperature": 1.0, "n": 2}),
+        Request({**adapted, "stream": True}),
+        Request({**adapted, "logprobs": 5}),
+        Request({**chat, "stream": True, "logprobs": True, "top_logprobs": 3}, "/v1/chat/completions"),
+        Request({**adapted, "max_tokens": 40, "response_format": _schema(number // 10 % _NUM_SCHEMAS)}),
+        Request({**adapted, "max_tokens": 200, "ignore_eos": True, "stream": True}, leaves=True),
+        Request({**asked, "temperature": -1}, status=422),
+        Request({**asked, "model": f"nobody-{number}"}, status=404),
+        Request({"inputs": asked["prompt"], "parameters": {"max_new_tokens": 4, "details": True}}, "/generate"),
+    )
+    return kinds[number % len(kinds)]
+
+
+def _schema(number: int) -> dict[str, Any]:
+    name = f"animal_{number}"
+    schema = {"type": "object", "properties": {name: {"enum": ["cat", "dog"]}}, "required": [name]}
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": {**schema, "additionalProperties": False}}}
+
+
+async def ask(url: str, first: int, count: int) -> None:
+    """Requests from several connections, each of which asks again as soon as it is answered."""
+    numbers = iter(range(first, first + count))
+
+    async def one_connection() -> None:
+        async with ClientSession(url, timeout=ClientTimeout(total=120), connector=TCPConnector(limit=1)) as session:
+            for number in numbers:
+                request = make_request(number)
+                async with session.post(request.path, json=request.body) as response:
+                    assert response.status == request.status, (request, await response.text())
+                    if request.leaves:
+                        assert await response.content.readline()
+                        response.close()
+                    else:
+                        await response.read()
+
+    async with asyncio.TaskGroup() as connections:
+        for _ in range(NUM_CONNECTIONS):
+            connections.create_task(one_connection())
+
+
+def resident(pod: PodProcess) -> dict[str, int]:
+    """Resident memory of the pod's front and engine once nothing is under way."""
+    for series in ("lorafleet_requests_in_flight", "vllm:num_requests_running", "vllm:kv_cache_usage_perc"):
+        pod.wait_for(partial(_is_zero, pod, series), f"{series} to be 0")
+    pids = {"front": pod.pid, "engine": pod.child_pids()["engine"]}
+    return {name: psutil.Process(pid).memory_info().rss for name, pid in pids.items()}
+
+
+def _is_zero(pod: PodProcess, series: str) -> bool | None:
+    return pod.metric(series) == 0 or None
+
+
+@pytest.mark.soak
+def test_ten_thousand_requests_over_http_leave_memory_where_it_was(
+    pod_factory: PodFactory,
+    registry: RegistryHand,
+    tiny_adapter: SourceFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # A cache that the warm-up has written from end to end: memory counts only once it was written to.
+    pod = pod_factory("--dtype", "bfloat16", "--kv-cache-bytes", str(1 << 20))
+    for seed, name in enumerate(ADAPTERS, start=41):
+        registry.promote(registry.register(name, tiny_adapter(seed)))
+    for name in ADAPTERS:
+        pod.wait_serving(name, 1)
+    asyncio.run(ask(pod.url, 0, NUM_WARM))
+    before = resident(pod)
+    asyncio.run(ask(pod.url, NUM_WARM, NUM_REQUESTS))
+    after = resident(pod)
+    with capsys.disabled():
+        for name in before:
+            told = f"{before[name] / 2**20:.1f} MiB before {NUM_REQUESTS} requests, {after[name] / 2**20:.1f} MiB after"
+            print(f"\nRSS of the {name}: {told}")
+    assert {name: after[name] - before[name] for name in before if after[name] - before[name] > MOST_GROWTH} == {}
