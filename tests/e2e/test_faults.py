@@ -62,8 +62,17 @@ def test_the_pod_serves_the_same_version_after_a_kill(stack: RunningStack, victi
 
 def _trainings(folder: RunFolder) -> int:
     """Processes that train this run."""
-    commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
-    return sum("lorafleet_pipeline.training" in command and str(folder.path) in command for command in commands)
+    found = {
+        process.info["pid"]: process.info["ppid"]
+        for process in psutil.process_iter(["pid", "ppid", "cmdline"])
+        if _trains(" ".join(process.info["cmdline"] or []), folder)
+    }
+    # What was forked bears the name of its parent until it runs its own program.
+    return sum(parent not in found for parent in found.values())
+
+
+def _trains(command: str, folder: RunFolder) -> bool:
+    return "lorafleet_pipeline.training" in command and str(folder.path) in command
 
 
 def _task_runner(stack: RunningStack) -> psutil.Process:
