@@ -27,7 +27,7 @@ SERVING_SEAMS = {
 }
 """What packages outside the pod may see of it: its client, and the engine with its plain data."""
 
-PLUGIN_SEAMS = ("lorafleet_pipeline.registry", "lorafleet_pipeline.exceptions")
+PLUGIN_SEAMS = {"lorafleet_pipeline.registry", "lorafleet_pipeline.exceptions"}
 """What Airflow's plugin may see of the pipeline."""
 
 HEAVY = {"torch", "transformers", "mlflow", "great_expectations", "peft", "boto3", "botocore", "bitsandbytes", "pandas"}
@@ -92,25 +92,23 @@ def test_the_contract_imports_nothing_else_at_module_level() -> None:
 
 @pytest.mark.parametrize("package", ["lorafleet_pipeline", "lorafleet_airflow", "lorafleet_plugin", "lorafleet_cli"])
 def test_the_pod_is_used_through_its_client_and_its_engine_alone(package: str) -> None:
-    wrong = [
-        f"{path.relative_to(ROOT)}: {found.module}"
-        for path in python_files(PACKAGES[package])
-        for found in imports(path)
-        if _top(found.module) == "lorafleet_serving"
-        and found.module != "lorafleet_serving"
-        and not any(f"{found.module}.".startswith(f"{seam}.") for seam in SERVING_SEAMS)
-    ]
-    assert not wrong
+    assert not _beside_the_seams(package, "lorafleet_serving", SERVING_SEAMS)
 
 
 def test_the_plugin_sees_the_registry_of_the_pipeline_alone() -> None:
-    wrong = [
+    assert not _beside_the_seams("lorafleet_plugin", "lorafleet_pipeline", PLUGIN_SEAMS)
+
+
+def _beside_the_seams(package: str, used: str, seams: set[str]) -> list[str]:
+    """What a package imports of another, but for modules that are a seam or lie below one."""
+    return [
         f"{path.relative_to(ROOT)}: {found.module}"
-        for path in python_files(PACKAGES["lorafleet_plugin"])
+        for path in python_files(PACKAGES[package])
         for found in imports(path)
-        if _top(found.module) == "lorafleet_pipeline" and not found.module.startswith(PLUGIN_SEAMS)
+        if _top(found.module) == used
+        and found.module != used
+        and not any(f"{found.module}.".startswith(f"{seam}.") for seam in seams)
     ]
-    assert not wrong
 
 
 @pytest.mark.parametrize("package", LIGHT_PACKAGES)
