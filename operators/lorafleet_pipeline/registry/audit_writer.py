@@ -11,13 +11,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from lorafleet_contract.backoff import Backoff
 from lorafleet_pipeline.exceptions import StorageError
 from lorafleet_pipeline.registry.audit import AuditEntry, AuditLog
 
 _logger = logging.getLogger(__name__)
 
-_FIRST_RETRY_S = 0.5
-_LAST_RETRY_S = 30.0
+_RETRY = Backoff(0.5, 30.0)
 _LAST_WRITES_S = 5.0
 """How long an end waits for what can still be written."""
 
@@ -65,7 +65,7 @@ class AuditWriter:
             self._write_first()
 
     def _run(self) -> None:
-        retry_s = _FIRST_RETRY_S
+        num_failures = 0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._stopped)
@@ -73,14 +73,16 @@ class AuditWriter:
                     return
             try:
                 self._write_first()
-                retry_s = _FIRST_RETRY_S
+                num_failures = 0
             except StorageError as error:
                 if self._stopped:
+                    _logger.warning("%d entries of the audit log are not written: %s", len(self._waiting), error)
                     return
+                num_failures += 1
+                retry_s = _RETRY.pause_s(num_failures)
                 _logger.warning("the audit log cannot be written, trying again in %.0f s: %s", retry_s, error)
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopped, timeout=retry_s)
-                retry_s = min(retry_s * 2, _LAST_RETRY_S)
 
     def _write_first(self) -> None:
         entry, on_written = self._waiting[0]

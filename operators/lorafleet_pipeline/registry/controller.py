@@ -81,6 +81,8 @@ class Controller:
         self._pods = Pods(settings, self._inbox.look)
         self._memory: dict[tuple[str, int], Observed] = {}
         """What was observed of an adapter, by its name and the time it was made."""
+        self._unremembered: dict[str, Observed] = {}
+        """What the registry is to remember once the journal is written."""
         self._changes: dict[str, list[Change]] = {}
         self._doubts: dict[str, tuple[float, float]] = {}
         """Adapters that differ without an explanation yet: since when, and when something was last heard of them."""
@@ -125,9 +127,7 @@ class Controller:
                     due = time.monotonic() + (pause_s if self._away_since is None else min(pause_s, _RETRY_S))
         finally:
             self.close()
-            # What the audit log has taken by now is remembered, so that the next start does not journal it again.
-            if written := self._next(0.0):
-                self._try(written)
+            self._remember_written()
 
     def close(self) -> None:
         """Stop watching the pods and writing the audit log."""
@@ -219,18 +219,15 @@ class Controller:
         """Bring one adapter in order; returns the number of writes made."""
         name = snapshot.name
         observed = self._memory.get((name, snapshot.created_at), snapshot.observed)
-        changes = self._explanation(snapshot, observed)
-        if changes is None:
+        explained = self._explanation(snapshot, observed)
+        if explained is None:
             return 0
+        snapshot, changes = explained
         decision = decide(snapshot, observed, self._pods.states, changes, now=time.time())
         earlier = self._failed.get(name)
         try:
             self._carry_out(name, decision, announced=bool(changes))
-            later = self._changes.get(name, [])[len(changes) :]
             self._forget(name)
-            if later:
-                self._changes[name] = later
-                self._inbox.look({name})
             self._memory[name, snapshot.created_at] = decision.observed
             return len(decision.actions) + self._remember(snapshot, decision)
         except RegistryUnavailable:
@@ -250,25 +247,27 @@ class Controller:
         for name in names:
             self._failed.setdefault(name, _Retry(time.monotonic(), _DOUBT_CHECK_S, is_refused=False))
 
-    def _explanation(self, snapshot: AdapterSnapshot, observed: Observed | None) -> tuple[Change, ...] | None:
-        """The announced changes that led to what was seen, or all of them where none do; None while more may come.
+    def _explanation(
+        self, snapshot: AdapterSnapshot, observed: Observed | None
+    ) -> tuple[AdapterSnapshot, tuple[Change, ...]] | None:
+        """The adapter as the announced changes have left it, and these changes; None while more may come.
 
-        What was made while the registry was read is announced by now. Without it an adapter that is moved all the
-        time, faster than it is looked at, would never be explained.
+        What was made while the registry was read is announced by now, and some of it was made too late to be seen.
+        Without it an adapter that is moved all the time, faster than it is looked at, would never be explained.
         """
         name = snapshot.name
         known = self._changes.get(name, [])
         if not self._announced or is_explained(snapshot, observed, known):
-            return tuple(known)
+            return snapshot, tuple(known)
         num_known = len(known)
         post = self._take(0.0)
         if post.names is None or post.names:
             self._inbox.look(post.names)  # They are still to be looked at.
         known = self._changes.get(name, [])
         for count in range(num_known + 1, len(known) + 1):
-            if is_explained(snapshot, observed, known[:count]):
-                return tuple(known[:count])
-        return None if self._may_be_explained(name) else tuple(known)
+            if is_explained(snapshot, observed, known[:count]) and (now := snapshot.after(known[count:])):
+                return now, tuple(known)
+        return None if self._may_be_explained(name) else (snapshot, tuple(known))
 
     def _may_be_explained(self, name: str) -> bool:
         """Whether the announcement of what was seen may still be on its way."""
@@ -317,13 +316,31 @@ class Controller:
             _logger.info("%s: %s %s -> %s (%s%s)", name, entry.what, entry.before, entry.after, entry.how, by)
         if decision.entries:
             self._audit.add(decision.entries, lambda adapter: self._inbox.look({adapter}))
-        if self._audit.is_pending(name) or snapshot.observed == decision.observed:
+        self._unremembered.pop(name, None)
+        if self._audit.is_pending(name):
+            self._unremembered[name] = decision.observed
+            return 0
+        if snapshot.observed == decision.observed:
             return 0
         self._client.set_model_tag(name, Tag.CONTROLLER_OBSERVED, decision.observed.to_tag())
         return 1
 
+    def _remember_written(self) -> None:
+        """At an end, remember what the journal has taken, so that the next start does not journal it again.
+
+        Nothing is decided any more: nobody would journal it.
+        """
+        for name, observed in self._unremembered.items():
+            if self._audit.is_pending(name):
+                continue
+            try:
+                self._client.set_model_tag(name, Tag.CONTROLLER_OBSERVED, observed.to_tag())
+            except RegistryError as error:
+                _logger.warning("the last changes of %s will be journaled twice: %s", name, error)
+
     def _forget(self, name: str) -> None:
         self._failed.pop(name, None)
+        self._unremembered.pop(name, None)
         self._changes.pop(name, None)
         self._doubts.pop(name, None)
         self._memory = {key: observed for key, observed in self._memory.items() if key[0] != name}

@@ -7,8 +7,8 @@ never touch them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from lorafleet_contract.aliases import Stage
 from lorafleet_contract.exceptions import InvalidName
@@ -16,6 +16,7 @@ from lorafleet_contract.mirror import MirroredModel, RegistryMirror
 from lorafleet_contract.names import check_adapter_name
 from lorafleet_contract.registry import RegisteredModel, RegistryClient
 from lorafleet_contract.tags import Tag
+from lorafleet_pipeline.registry.change import Change, VersionDeletion, replay, world_of
 from lorafleet_pipeline.registry.observed import Observed
 
 _logger = logging.getLogger(__name__)
@@ -56,6 +57,19 @@ class AdapterSnapshot:
     def stages(self) -> dict[int, Stage]:
         """Stages other than `None`, by version."""
         return {item.version: item.stage for item in self.versions.values() if item.stage is not Stage.NONE}
+
+    def after(self, changes: Sequence[Change]) -> AdapterSnapshot | None:
+        """The adapter once these changes are made; None where one is of a version that the look has not found."""
+        world = world_of(self.aliases, self.stages)
+        versions = dict(self.versions)
+        for change in changes:
+            if change.version is not None and change.version not in versions:
+                return None
+            replay(world, change)
+            if isinstance(change, VersionDeletion):
+                del versions[change.version]
+        held = {number: replace(item, stage=world.stage(number)) for number, item in versions.items()}
+        return replace(self, aliases=world.aliases, versions=held)
 
 
 def read_aliased(client: RegistryClient, name: str) -> AdapterSnapshot | None:

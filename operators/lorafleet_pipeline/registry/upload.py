@@ -48,9 +48,11 @@ class VersionUpload:
         """Upload, check, and create the version; returns its number.
 
         Raises:
-            RegistrationError: MLflow refused, or a file did not arrive; nothing is left behind.
-            StorageError: S3 refused or is away; nothing is left behind, but for a logged model without a version where
-                S3 went away in the middle: by it the next try, or a later sweep, finds the files.
+            RegistrationError: MLflow refused or is away, or a file did not arrive.
+            StorageError: S3 refused or is away.
+
+        After either nothing is left behind, but for a logged model without a version, and its files, where MLflow or
+        S3 went away in the middle: the next try, or a later sweep, finds them.
         """
         from mlflow.exceptions import MlflowException
 
@@ -137,7 +139,7 @@ class VersionUpload:
                 run_id=prepared.mlflow_run_id,
             )
             save_model(sent, mlflow_model, prepared.files, write_model_card(prepared.manifest, prepared.gate))
-            self._storage.list(location)  # Where S3 does not answer, nothing has been left there.
+            self._storage.list(location)  # Where S3 does not answer, or the keys are wrong, nothing is left there.
             self._may_hold_files = True
             self._storage.upload_folder(sent, location)
             for name in FILES:

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
+from lorafleet_contract.aliases import Stage
 from lorafleet_contract.exceptions import RegistryError
 from lorafleet_contract.mirror import MirroredModel
 from lorafleet_contract.registry import RegistryClient
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.registry.actor import Actor, How
-from lorafleet_pipeline.registry.change import AliasChange
+from lorafleet_pipeline.registry.audit import AuditEntry
+from lorafleet_pipeline.registry.change import AliasChange, StageChange
 from lorafleet_pipeline.registry.controller import Controller, run
 from lorafleet_pipeline.registry.pods import PodWatch
 from lorafleet_pipeline.registry.sole_instance import sole_instance
@@ -282,6 +284,86 @@ def test_move_made_while_the_registry_is_read_is_explained_by_its_announcement(
     controller.close()
     assert told[:3] == [("1", "ann"), ("2", "ann"), ("3", "ann")]
     assert managed.stages(name) == {1: "Production", 2: "None", 3: "None"}
+
+
+def test_what_is_known_to_be_overtaken_is_not_written(managed: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage is seen, and the alias that was set after it, too late to be seen, is announced by then."""
+    name = managed.adapter()
+    managed.set_alias(name, "champion", 1)
+    controller = Controller(managed.settings, interval_s=1.0, announced=True)
+    controller._leads.set()
+    controller.announce(name, AliasChange("champion", 1, Actor("ann", How.CLI), time.time()))
+    controller.run_once()
+    controller.run_once()
+    look, ann = controller._mirror.look, Actor("ann", How.CLI)
+    written: list[str] = []
+    set_alias = controller._client.set_alias
+
+    def set_and_note(name: str, alias: str, version: int) -> None:
+        written.append(alias)
+        set_alias(name, alias, version)
+
+    monkeypatch.setattr(controller._client, "set_alias", set_and_note)
+
+    def look_while_it_moves() -> list[MirroredModel]:
+        managed.set_stage(name, 2, "Production")
+        found = look()
+        managed.set_alias(name, "champion", 3)
+        controller.announce(name, StageChange(2, Stage.PRODUCTION, ann, time.time()))
+        controller.announce(name, AliasChange("champion", 3, ann, time.time()))
+        monkeypatch.setattr(controller._mirror, "look", look)
+        return found
+
+    monkeypatch.setattr(controller._mirror, "look", look_while_it_moves)
+    controller._look(None)
+    monkeypatch.undo()
+    assert "champion" not in written
+    controller.run_once()
+    controller.run_once()
+    controller.close()
+    assert managed.aliases(name)["champion"] == 3
+    assert managed.stages(name) == {1: "None", 2: "None", 3: "Production"}
+    told = [(entry.after, entry.how, entry.who) for entry in managed.audit(name) if entry.what == "champion"]
+    assert told == [("1", How.CLI, "ann"), ("2", How.CLI, "ann"), ("3", How.CLI, "ann")]
+
+
+def test_an_end_remembers_what_it_journaled_and_decides_nothing(
+    managed: Fleet, beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version is served just as the controller ends: that is for the next one to find, and to journal."""
+    name = managed.adapter()
+    controller, stop = Controller(managed.settings, interval_s=60.0, announced=False), threading.Event()
+    append, held = controller._audit._log.append, threading.Event()
+
+    def append_late(entry: AuditEntry) -> None:
+        assert held.wait(60)
+        append(entry)
+
+    monkeypatch.setattr(controller._audit._log, "append", append_late)
+    close = controller.close
+
+    def close_while_a_version_is_served() -> None:
+        managed.pod.loading.clear()
+        managed.pod.sync(name)
+        controller._pods.ask()
+        held.set()
+        close()
+
+    monkeypatch.setattr(controller, "close", close_while_a_version_is_served)
+    managed.pod.loading.add((name, 1))
+    managed.set_alias(name, "champion", 1)
+    work = threading.Thread(target=controller.run, args=(stop,))
+    work.start()
+    eventually(lambda: name in controller._unremembered, "the champion seen")
+    stop.set()
+    work.join()
+    assert managed.aliases(name) == {"champion": 1}
+    assert [(entry.what, entry.after) for entry in managed.audit(name)] == [("champion", "1")]
+    follower = beside()
+    for _ in range(3):
+        follower.run_once()
+    assert managed.aliases(name) == {"champion": 1, "live": 1}
+    assert [(entry.what, entry.after) for entry in managed.audit(name)] == [("champion", "1"), ("live", "1")]
 
 
 def test_an_announced_tag_of_a_champion_is_read_at_once(
