@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -76,11 +77,17 @@ def _trains(command: str, folder: RunFolder) -> bool:
 
 
 def _task_runner(stack: RunningStack) -> psutil.Process:
-    """The process in which Airflow runs its one task."""
-    scheduler = psutil.Process(_component_pid(stack, "airflow-scheduler"))
-    titles = {child: " ".join(child.cmdline()) for child in scheduler.children(recursive=True)}
-    (runner,) = [child for child, title in titles.items() if re.match(r"airflow worker -- [0-9a-f]{8}-", title)]
-    return runner
+    """The process in which Airflow runs a task, once it is the only one: other DAGs have their hours."""
+
+    def only_one() -> psutil.Process | None:
+        found = []
+        for child in psutil.Process(_component_pid(stack, "airflow-scheduler")).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if re.match(r"airflow worker -- [0-9a-f]{8}-", " ".join(child.cmdline())):
+                    found.append(child)
+        return found[0] if len(found) == 1 else None
+
+    return wait_for(only_one, "the only task's process")
 
 
 def test_a_retry_follows_the_training_that_its_killed_task_began(stack: RunningStack) -> None:
