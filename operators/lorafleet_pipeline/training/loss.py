@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lorafleet_pipeline.training.data import IGNORED, Batch
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+_SHORT_LEN = 256
+"""Tokens of a row up to which a CPU attends without torch's fused kernel."""
 
 
 def completion_loss(model: PeftModel, batch: Batch) -> torch.Tensor:
@@ -23,7 +27,7 @@ def completion_loss(model: PeftModel, batch: Batch) -> torch.Tensor:
     """
     targets = batch.labels[:, 1:]
     positions = torch.nonzero((targets != IGNORED).any(dim=0)).squeeze(1)  # [num_positions]
-    with _mixed_precision(model):
+    with _mixed_precision(model), _attention(batch):
         logits = model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -33,6 +37,19 @@ def completion_loss(model: PeftModel, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(
         logits.flatten(0, 1).float(), targets[:, positions].flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
+
+@contextmanager
+def _attention(batch: Batch) -> Iterator[None]:
+    """Have short rows attend by plain products on a CPU, where the fused kernel takes far longer for its gradients.
+
+    Long rows are left to it: the scores of all layers are kept until then, and take memory by the square of the length.
+    """
+    if batch.input_ids.device.type != "cpu" or batch.input_ids.shape[1] > _SHORT_LEN:
+        yield
+        return
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from lorafleet_pipeline.training.adapter import save_adapter
 from lorafleet_pipeline.training.data import Batch, TokenizedExample, collate
 from lorafleet_pipeline.training.loss import completion_loss
 from lorafleet_pipeline.training.methods import METHODS, TrainableModel
+from lorafleet_pipeline.training.methods.method import fast_dtype
 from lorafleet_pipeline.training.trainer import TrainerData, validation_loss
 
 CPU = torch.device("cpu")
@@ -120,6 +121,7 @@ def test_loss_equals_that_over_all_logits(tiny_base: Path) -> None:
     torch.testing.assert_close(ours, whole, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.skipif(fast_dtype(CPU) is torch.float32, reason="this CPU trains in fp32, which is exact")
 def test_products_in_the_type_of_the_base_cost_gradients_no_precision(tiny_base: Path) -> None:
     """Against fp32: not much worse than PEFT's own way, which takes the input of each layer to fp32 and back."""
     trained, exact = _stirred(tiny_base, Method.LORA), _stirred(tiny_base, Method.LORA)
@@ -128,6 +130,19 @@ def test_products_in_the_type_of_the_base_cost_gradients_no_precision(tiny_base:
     assert ours.keys() == wanted.keys()
     for name, gradient in wanted.items():
         assert (ours[name] - gradient).norm() <= 1.5 * (theirs[name] - gradient).norm(), name
+
+
+@pytest.mark.parametrize("method", [Method.LORA, Method.QLORA])
+def test_short_rows_get_the_gradients_that_the_fused_kernel_gives(
+    tiny_base: Path, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = _stirred(tiny_base, method)
+    plain = _gradients(trained)
+    monkeypatch.setattr("lorafleet_pipeline.training.loss._SHORT_LEN", 0)
+    fused = _gradients(trained)
+    assert any(not torch.equal(plain[name], fused[name]) for name in fused)  # Or both were the same kernel.
+    for name, gradient in fused.items():
+        torch.testing.assert_close(plain[name], gradient, rtol=0.1, atol=0.02 * gradient.abs().max().item())
 
 
 def _gradients_over_all_logits(trained: TrainableModel) -> dict[str, torch.Tensor]:
