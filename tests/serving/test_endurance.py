@@ -10,6 +10,7 @@ import psutil
 import pytest
 from aiohttp import ClientSession, ClientTimeout, TCPConnector
 
+from lorafleet_serving.kernels.cpu.packed import rows_computed
 from tests.serving.conftest import PodFactory, SourceFactory
 from tests.serving.pod_process import PodProcess
 from tests.serving.registered_adapter import RegistryHand
@@ -19,10 +20,12 @@ NUM_CONNECTIONS = 8
 MOST_GROWTH = 8 << 20
 """Of each process. A kilobyte that is kept of each request would be ten megabytes."""
 ADAPTERS = ("enduring-a", "enduring-b", "enduring-c")
+_NUM_KINDS = 11
+"""Of requests."""
 _NUM_SCHEMAS = 48
 """More than compiled ones are kept."""
-_MOST_ROWS = 32
-"""Of a step. oneDNN keeps half a megabyte for each number of rows that it meets, which is no leak."""
+_MOST_ROWS = 200
+"""Of a prompt; more than the connections' requests make a step of."""
 
 
 class Request(NamedTuple):
@@ -36,23 +39,26 @@ class Request(NamedTuple):
 
 
 def make_request(number: int) -> Request:
-    """Every kind of request, in turns."""
-    asked = {"prompt": f"the cat {number}", "max_tokens": 1 + number // 10 % 6}
-    adapted = {**asked, "model": ADAPTERS[number // 10 % len(ADAPTERS)]}
+    """Requests of many kinds, in turns."""
+    turn, kind = divmod(number, _NUM_KINDS)
+    asked = {"prompt": f"the cat {number}", "max_tokens": 1 + turn % 6}
+    adapted = {**asked, "model": ADAPTERS[turn % len(ADAPTERS)]}
     chat = {"messages": [{"role": "user", "content": f"the dog {number}"}], "max_tokens": 4}
     kinds = (
         Request(asked),
         Request({**adapted, "temperature": 1.0, "n": 2}),
         Request({**adapted, "stream": True}),
         Request({**adapted, "logprobs": 5}),
+        Request({**adapted, "echo": True, "max_tokens": 0, "logprobs": 1}),
         Request({**chat, "stream": True, "logprobs": True, "top_logprobs": 3}, "/v1/chat/completions"),
-        Request({**adapted, "max_tokens": 40, "response_format": _schema(number // 10 % _NUM_SCHEMAS)}),
+        Request({**adapted, "max_tokens": 40, "response_format": _schema(turn % _NUM_SCHEMAS)}),
         Request({**adapted, "max_tokens": 200, "ignore_eos": True, "stream": True}, leaves=True),
         Request({**asked, "temperature": -1}, status=422),
         Request({**asked, "model": f"nobody-{number}"}, status=404),
         Request({"inputs": asked["prompt"], "parameters": {"max_new_tokens": 4, "details": True}}, "/generate"),
     )
-    return kinds[number % len(kinds)]
+    assert len(kinds) == _NUM_KINDS, f"there are {len(kinds)} kinds"
+    return kinds[kind]
 
 
 def _schema(number: int) -> dict[str, Any]:
@@ -83,18 +89,18 @@ async def ask(url: str, first: int, count: int) -> None:
 
 
 def ask_for_each_number_of_rows(pod: PodProcess) -> None:
-    """Prompts of every length that fits into one step, each computed alone."""
-    for num_rows in range(1, _MOST_ROWS + 1):
+    """Prompts of each number of rows that oneDNN is asked for, and keeps compiled code of: it is met once, no leak."""
+    for num_rows in sorted({rows_computed(num_rows) for num_rows in range(1, _MOST_ROWS + 1)}):
         # They begin differently, or all but their ends would be known from those before.
-        body = {"prompt": [num_rows + 1] * num_rows, "max_tokens": 1}
+        body = {"prompt": [1 + num_rows % 100] * num_rows, "max_tokens": 1}
         assert pod.http.post("/v1/completions", json=body).status_code == 200
 
 
 def resident(pod: PodProcess) -> dict[str, int]:
-    """Resident memory of the pod's front and engine once nothing is under way."""
+    """Resident memory of each of the pod's processes once nothing is under way."""
     for series in ("lorafleet_requests_in_flight", "vllm:num_requests_running", "vllm:kv_cache_usage_perc"):
         pod.wait_for(partial(_is_zero, pod, series), f"{series} to be 0")
-    pids = {"front": pod.pid, "engine": pod.child_pids()["engine"]}
+    pids = {"front": pod.pid, **pod.child_pids()}
     return {name: psutil.Process(pid).memory_info().rss for name, pid in pids.items()}
 
 
@@ -110,8 +116,8 @@ def test_ten_thousand_requests_over_http_leave_memory_where_it_was(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # A cache that the warm-up has written from end to end: memory counts only once it was written to.
-    flags = ("--max-batched-tokens", str(_MOST_ROWS), "--max-num-seqs", str(NUM_CONNECTIONS))
-    pod = pod_factory("--dtype", "bfloat16", "--kv-cache-bytes", str(1 << 20), *flags)
+    pod = pod_factory("--dtype", "bfloat16", "--kv-cache-bytes", str(1 << 20))
+    pod.wait_ready()
     for seed, name in enumerate(ADAPTERS, start=41):
         registry.promote(registry.register(name, tiny_adapter(seed)))
     for name in ADAPTERS:
