@@ -10,7 +10,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -61,9 +61,11 @@ def serving(
     notes = Console(stderr=True)
     benchmark = _benchmark("serving")
     plan = benchmark.LoadPlan(seconds=load_seconds)
-    results = benchmark.measure(folder, repeats, plan, notes.print, vllm_python)
+    vllm = None if vllm_python is None else benchmark.VllmPeer(vllm_python)
+    results = benchmark.measure(folder, repeats, plan, notes.print, vllm)
     left_out = [name for name in benchmark.VLLM_NAMES if name not in results]
-    _show("serving", results, as_json=as_json, left_out=left_out)
+    peers = {} if vllm is None else {"vllm": vllm.version}
+    _show("serving", results, as_json=as_json, left_out=left_out, peers=peers)
 
 
 def _benchmark(name: str) -> ModuleType:
@@ -75,9 +77,17 @@ def _benchmark(name: str) -> ModuleType:
     return importlib.import_module(f"tests.benchmarks.{name}")
 
 
-def _show(name: str, results: dict[str, float], *, as_json: bool, left_out: Sequence[str] = ()) -> None:
+def _show(
+    name: str,
+    results: dict[str, float],
+    *,
+    as_json: bool,
+    left_out: Sequence[str] = (),
+    peers: Mapping[str, str] | None = None,
+) -> None:
+    """`peers` are versions of what was measured in environments of its own."""
     if as_json:
-        document = {**_circumstances(), "benchmark": name, "left_out": left_out, "results": results}
+        document = {**_circumstances(peers or {}), "benchmark": name, "left_out": left_out, "results": results}
         print(json.dumps(document, indent=2))
         return
     table = Table(title=f"bench {name}", caption=f"left out: {', '.join(left_out)}" if left_out else None)
@@ -88,7 +98,7 @@ def _show(name: str, results: dict[str, float], *, as_json: bool, left_out: Sequ
     Console().print(table)
 
 
-def _circumstances() -> dict[str, Any]:
+def _circumstances(peers: Mapping[str, str]) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, check=False
     )
@@ -101,6 +111,7 @@ def _circumstances() -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in _MEASURED_VERSIONS},
+            **peers,
         },
         "commit": commit.stdout.strip(),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from lorafleet_serving.engine.constraint import Constraint, ConstraintKind
 from lorafleet_serving.engine.grammar_compiler import GrammarCompiler
@@ -18,10 +17,14 @@ MAX_WAITING = 64
 class ConstraintCheck:
     """Checks constraints for the tokenizer of one pod. Runs on the front's event loop."""
 
-    def __init__(self, tokenizer: Callable[[], PodTokenizer]) -> None:
+    def __init__(self, tokenizer: PodTokenizer) -> None:
         # Which tokens end an answer does not matter here.
-        self._compiler = GrammarCompiler(lambda: tokenizer().to_json(), end_token_ids=(), num_threads=_NUM_THREADS)
+        self._compiler = GrammarCompiler(tokenizer.to_json, end_token_ids=(), num_threads=_NUM_THREADS)
         self._num_waiting = 0
+
+    def prepare(self) -> None:
+        """Load what the first constraint needs: while it loads no other thread runs, the event loop's neither."""
+        self._compiler.prepare()
 
     async def check(self, constraint: Constraint) -> Constraint:
         """Check one constraint; gives it in the form that the engine reads.

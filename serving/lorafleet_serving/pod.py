@@ -30,6 +30,7 @@ from lorafleet_serving.adapters.watcher import RegistryLook, RegistryWatcher
 from lorafleet_serving.api_keys import ApiKeys
 from lorafleet_serving.caller import Caller
 from lorafleet_serving.config import PodConfig
+from lorafleet_serving.constraint_check import ConstraintCheck
 from lorafleet_serving.engine.handle import EngineHandle
 from lorafleet_serving.engine.messages import EngineReady
 from lorafleet_serving.engine.request import ANONYMOUS, GenerationRequest, Pooling, SamplingParams
@@ -79,6 +80,7 @@ class Pod:
         self.is_draining = False
         self.in_flight = InFlight()
         self._tokenizer: PodTokenizer | None = None
+        self._constraints: ConstraintCheck | None = None
         self._rollout: Rollout | None = None
         self._watcher: RegistryWatcher | None = None
         self._caught_up = False
@@ -95,6 +97,17 @@ class Pod:
         if self._tokenizer is None:
             raise PodUnavailable("the pod is starting: try again in a few seconds")
         return self._tokenizer
+
+    @property
+    def constraints(self) -> ConstraintCheck:
+        """What turns bad constraints away.
+
+        Raises:
+            PodUnavailable: the pod is still starting.
+        """
+        if self._constraints is None:
+            raise PodUnavailable("the pod is starting: try again in a few seconds")
+        return self._constraints
 
     @property
     def max_model_len(self) -> int:
@@ -142,7 +155,10 @@ class Pod:
             asyncio.to_thread(base_digest, self.config.engine.model),
             asyncio.to_thread(PodTokenizer, self.config.engine.model),
         )
-        self._tokenizer = tokenizer
+        constraints = ConstraintCheck(tokenizer)
+        await asyncio.to_thread(constraints.prepare)
+        # Set last: with it the pod may be ready.
+        self._constraints, self._tokenizer = constraints, tokenizer
         if self.config.registry is not None:
             self._follow(RegistryClient(self.config.registry), tokenizer)
 

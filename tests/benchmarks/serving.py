@@ -64,20 +64,19 @@ class LoadPlan:
 
 
 def measure(
-    model: Path, repeats: int, load: LoadPlan, report: Report, vllm_python: Path | None = None
+    model: Path, repeats: int, load: LoadPlan, report: Report, vllm: VllmPeer | None = None
 ) -> dict[str, float]:
     """Run the benchmark and return its flat map of results.
 
     Decoding is in tokens per second, medians, with the `.spread` of each, likewise each of `RATIOS`; loads are as
-    `load.Timings` has them. `vllm_python` is the interpreter of an environment with vLLM, which is else left out.
+    `load.Timings` has them.
 
     Raises:
-        InvalidSetting: vLLM cannot be imported there, or does not decode.
+        InvalidSetting: vLLM does not decode.
     """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    vllm = None if vllm_python is None else VllmPeer(vllm_python)
     report(f"{', '.join(VLLM_NAMES)}: " + (f"vllm {vllm.version}" if vllm else f"left out, {VLLM_OPTION} is not given"))
     with tempfile.TemporaryDirectory() as folder:
         report(f"writing {MOST_ADAPTERS} adapters of rank {RANK}")

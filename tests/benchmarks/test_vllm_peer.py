@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lorafleet_pipeline.exceptions import InvalidSetting
-from tests.benchmarks import serving
-from tests.benchmarks.serving import LoadPlan
 from tests.benchmarks.vllm_peer import NAMES, DecodingBatch, VllmPeer
 
 BATCH = DecodingBatch(Path("/base"), (5, 6, 7), rank=8, num_seqs=4, num_tokens=3)
@@ -74,11 +77,9 @@ def decode(peer: VllmPeer, adapters: dict[str, Path] | None = None) -> float:
     return peer.decode(BATCH, adapters or {})
 
 
-def test_an_environment_without_vllm_is_refused_before_anything_is_measured() -> None:
-    told: list[str] = []
+def test_an_environment_without_vllm_is_refused() -> None:
     with pytest.raises(InvalidSetting, match=r"--vllm-python is .*No module named 'vllm'.*or leave the option out"):
-        serving.measure(Path("/base"), 1, LoadPlan(), told.append, Path(sys.executable))
-    assert told == []
+        VllmPeer(Path(sys.executable))
 
 
 def test_an_interpreter_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -121,6 +122,42 @@ def test_a_measurement_that_fails_says_why(tmp_path: Path, line: str, said: str)
     peer = VllmPeer(interpreter(tmp_path, VERSION, line))
     with pytest.raises(InvalidSetting, match=said):
         decode(peer)
+
+
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [(subprocess.TimeoutExpired("python", 1), InvalidSetting), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_children_of_a_measurement_that_is_given_up_end_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, seen: type[BaseException]
+) -> None:
+    told = tmp_path / "pid"
+    peer = VllmPeer(
+        interpreter(tmp_path, VERSION, "sleep 600 &", f"echo $! > {told}.part; mv {told}.part {told}", "wait")
+    )
+
+    def give_up(*_: object, **__: object) -> None:
+        assert eventually(told.exists)
+        raise error
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", give_up)
+    with pytest.raises(seen):
+        decode(peer)
+    assert eventually(lambda: not runs(int(told.read_text())))
+
+
+def eventually(look: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 20
+    while not look() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return look()
+
+
+def runs(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        # Whoever inherits it need not have collected it.
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def test_sequences_take_turns_at_the_adapters_and_the_first_batch_is_not_timed(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -76,9 +78,7 @@ class VllmPeer:
         environment |= {"CUDA_VISIBLE_DEVICES": ""}  # Everything here is measured on the CPU.
         command = [str(self._python), *arguments]
         try:
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=_LIMIT_S, cwd=_SCRIPT.parent
-            )
+            done = _finish(command, environment)
             reason = "" if done.returncode == 0 else f"exit status {done.returncode}: {_last_line(done.stderr)}"
         except (OSError, subprocess.TimeoutExpired) as error:
             reason = str(error)
@@ -88,6 +88,21 @@ class VllmPeer:
                 "give the interpreter of an environment where it is installed, or leave the option out"
             )
         return done
+
+
+def _finish(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command; if it is given up, its own children end with it, of which vLLM's engine is one."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd=_SCRIPT.parent, start_new_session=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=_LIMIT_S)
+        except BaseException:  # A timeout and an interruption alike.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def _last_line(text: str) -> str:

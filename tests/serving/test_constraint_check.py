@@ -19,7 +19,26 @@ TRANSLATE = gbnf_to_lark.gbnf_to_lark
 @pytest.fixture(scope="module")
 def check(tiny_model: Path) -> ConstraintCheck:
     tokenizer = PodTokenizer(tiny_model)
-    return ConstraintCheck(lambda: tokenizer)
+    return ConstraintCheck(tokenizer)
+
+
+async def test_what_is_prepared_is_not_read_for_the_first_constraint(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    tokenizer = PodTokenizer(tiny_model)
+    read = tokenizer.to_json
+
+    def to_json() -> str:
+        reads.append("once")
+        return read()
+
+    monkeypatch.setattr(tokenizer, "to_json", to_json)
+    prepared = ConstraintCheck(tokenizer)
+    prepared.prepare()
+    assert reads == ["once"]
+    await prepared.check(Constraint(ConstraintKind.REGEX, "a+"))
+    assert reads == ["once"]
 
 
 async def test_gbnf_is_translated_once_and_not_on_the_loop(

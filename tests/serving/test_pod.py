@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import pytest
 from lorafleet_pipeline.stack.ports import free_port
 from lorafleet_serving.client import PodClient, PodError, PodUnreachable
 from lorafleet_serving.config import FetcherConfig, PodConfig
+from lorafleet_serving.constraint_check import ConstraintCheck
 from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.pod import Pod
 from lorafleet_serving.tokenizer import PodTokenizer
@@ -155,16 +156,19 @@ def test_what_does_not_end_while_the_pod_drains_ends_with_an_error(tiny_model: P
         pod.stop()
 
 
-async def test_a_pod_is_not_ready_before_it_can_read_prompts(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "plain"), [("PodTokenizer", PodTokenizer), ("ConstraintCheck.prepare", ConstraintCheck.prepare)]
+)
+async def test_a_pod_is_not_ready_before_it_can_read_prompts_and_constraints(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, plain: Callable[..., object]
 ) -> None:
     may_read = threading.Event()
 
-    def read(folder: Path) -> PodTokenizer:
-        assert may_read.wait(60)
-        return PodTokenizer(folder)
+    def read(argument: object) -> object:
+        assert may_read.wait(300)
+        return plain(argument)
 
-    monkeypatch.setattr("lorafleet_serving.pod.PodTokenizer", read)
+    monkeypatch.setattr(f"lorafleet_serving.pod.{name}", read)
     engine = EngineConfig(tiny_model, kv_cache_bytes=8 << 20, num_threads=1)
     failures: list[str] = []
     pod = Pod(PodConfig(engine, FetcherConfig(tmp_path)), on_failure=failures.append)

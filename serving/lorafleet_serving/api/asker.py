@@ -22,7 +22,6 @@ from lorafleet_serving.api.metrics import PodMetrics
 from lorafleet_serving.api.question import Question
 from lorafleet_serving.caller import Caller
 from lorafleet_serving.chat_template import ChatTemplate
-from lorafleet_serving.constraint_check import ConstraintCheck
 from lorafleet_serving.exceptions import DeadlineExceeded, InvalidRequest, PromptTooLong
 from lorafleet_serving.loop import off_loop
 from lorafleet_serving.pod import Pod
@@ -34,7 +33,6 @@ class Asker:
     def __init__(self, pod: Pod, metrics: PodMetrics) -> None:
         self.pod = pod
         self._metrics = metrics
-        self._constraints = ConstraintCheck(lambda: pod.tokenizer)
         self.callers = Callers(pod.api_keys, pod.config.admin_token)
 
     def is_admin(self, request: Request) -> bool:
@@ -84,7 +82,7 @@ class Asker:
             token_ids = token_ids[-question.truncate :]
         constraint = question.sampling.constraint
         if constraint is not None:
-            constraint = await self._constraints.check(constraint)
+            constraint = await self.pod.constraints.check(constraint)
         max_tokens = self._fit(question, len(token_ids), block)
         question.check_prompt_logprobs(len(token_ids), num_scored)
         sampling = replace(question.sampling, max_new_tokens=max_tokens, constraint=constraint)
@@ -152,15 +150,16 @@ class Asker:
         """Number of tokens to generate at most."""
         limit = self.pod.max_model_len
         room = limit - num_prompt
+        generates = question.pooling is None and not question.max_tokens == 0 == question.fewest_tokens
+        # Where nothing is generated, the prompt may fill the model.
+        longest = limit - 1 if generates else limit
         if num_prompt == 0:
             raise InvalidRequest("the prompt is empty: send at least one token", field=question.prompt_field)
-        if question.pooling is not None and num_prompt <= limit:
-            return 1  # Nothing is generated, so that the prompt may fill the model.
-        if question.max_tokens == 0 == question.fewest_tokens and num_prompt <= limit:
-            return 0  # Likewise.
-        if room < 1:
-            told = f"the prompt has {num_prompt} tokens, the limit is {limit - 1}: shorten it"
+        if num_prompt > longest:
+            told = f"the prompt has {num_prompt} tokens, the limit is {longest}: shorten it"
             raise PromptTooLong(told, field=question.prompt_field)
+        if not generates:
+            return 0 if question.pooling is None else 1
         wanted = question.max_tokens
         if wanted is None:
             default = block.max_new_tokens if block is not None else question.default_max_tokens

@@ -36,7 +36,7 @@ def long_json(value: Any) -> str:
     if not isinstance(value, list):
         return _encode(value)
     if value and _nests(value[0]):
-        return "[" + ",".join(map(long_json, value)) + "]"
+        return "[" + ",".join(long_json(item) if _is_long(item) else _encode(item) for item in value) + "]"
     parts = (value[start : start + _PART] for start in range(0, len(value), _PART))
     return "[" + ",".join(_encode(part)[1:-1] for part in parts) + "]"
 
@@ -54,3 +54,10 @@ async def json_response(num_logprobs: int, write: Callable[[], Any], headers: Ma
 
 def _nests(item: Any) -> bool:
     return isinstance(item, dict) and any(isinstance(value, (dict, list)) for value in item.values())
+
+
+def _is_long(value: Any) -> bool:
+    """Whether it holds a list of more than a part. Items of a list are alike: the first one speaks for all."""
+    if isinstance(value, dict):
+        return any(map(_is_long, value.values()))
+    return isinstance(value, list) and (len(value) > _PART or any(map(_is_long, value[:1])))

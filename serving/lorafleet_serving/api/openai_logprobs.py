@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorafleet_serving.detokenizer import token_texts
 from lorafleet_serving.engine.request import ScoredToken, TokenLogprob
@@ -20,7 +20,10 @@ DecodeToken = Callable[[int], str]
 
 
 class TextLogprobs:
-    """`logprobs` of a completion: four lists side by side. A token's text is what it adds to that of the answer."""
+    """`logprobs` of a completion: four lists side by side.
+
+    A token's text is what it adds to that of the answer, but for a stop string and a character broken off at the end.
+    """
 
     def __init__(self, decode: DecodeToken, offset: int) -> None:
         """`offset` is the length of what stands before the answer."""
@@ -37,13 +40,16 @@ class TextLogprobs:
         return {
             "tokens": [piece.token_text for piece in tokens],
             "token_logprobs": [piece.output.logprob for piece in tokens],
-            "top_logprobs": [_top(self._decode, piece.output.alternatives) for piece in tokens],
+            "top_logprobs": [_top(self._decode, _chosen(piece), piece.output.alternatives) for piece in tokens],
             "text_offset": offsets,
         }
 
 
 class ChatLogprobs:
-    """`logprobs` of a message: one object for each token. Its text is what it adds to that of the message."""
+    """`logprobs` of a message: one object for each token.
+
+    Its text is what it adds to that of the message, but for a stop string and a character broken off at the end.
+    """
 
     def __init__(self, decode: DecodeToken) -> None:
         self._decode = decode
@@ -53,28 +59,51 @@ class ChatLogprobs:
         return {"content": [self._token(piece) for piece in _tokens(pieces)], "refusal": None}
 
     def _token(self, piece: Piece) -> Json:
-        alternatives = piece.output.alternatives
-        top = [_entry(self._decode(item.token_id), item.logprob) for item in alternatives]
+        chosen, alternatives = _chosen(piece), piece.output.alternatives
+        top = [_entry(_text(self._decode, chosen, item), item.logprob) for item in alternatives]
         return {**_entry(piece.token_text, piece.output.logprob), "top_logprobs": top}
 
 
 def prompt_logprobs(tokenizer: PodTokenizer, token_ids: Sequence[int], scores: Sequence[ScoredToken]) -> Json:
     """`logprobs` of the prompt that stands before a completion; its first token has nothing before it."""
     texts, decode = token_texts(tokenizer, token_ids), tokenizer.decode_token
+    chosen = map(_Chosen, token_ids, texts)
     return {
         "tokens": texts,
         "token_logprobs": [score.logprob for score in scores],
-        "top_logprobs": [None if score.logprob is None else _top(decode, score.alternatives) for score in scores],
+        "top_logprobs": [
+            None if score.logprob is None else _top(decode, token, score.alternatives)
+            for token, score in zip(chosen, scores, strict=True)
+        ],
         "text_offset": list(accumulate(map(len, texts), initial=0))[:-1],
     }
 
 
-def _top(decode: DecodeToken, alternatives: Sequence[TokenLogprob]) -> Json:
-    """By their texts: of several that look alike, the likeliest, which is the first."""
+class _Chosen(NamedTuple):
+    """The token that the model went on with, and what it adds to the text."""
+
+    token_id: int
+    text: str
+
+
+def _top(decode: DecodeToken, chosen: _Chosen, alternatives: Sequence[TokenLogprob]) -> Json:
+    """By their texts: of several that look alike the chosen one, or else the likeliest, which is the first."""
     found: Json = {}
     for item in alternatives:
-        found.setdefault(decode(item.token_id), item.logprob)
+        text = _text(decode, chosen, item)
+        if item.token_id == chosen.token_id or text not in found:
+            found[text] = item.logprob
     return found
+
+
+def _text(decode: DecodeToken, chosen: _Chosen, item: TokenLogprob) -> str:
+    """Of an alternative: the chosen one is written as it is where it stands, others as inside a text."""
+    return chosen.text if item.token_id == chosen.token_id else decode(item.token_id)
+
+
+def _chosen(piece: Piece) -> _Chosen:
+    assert piece.output.token_id is not None, "a piece without a token has no log-probability"
+    return _Chosen(piece.output.token_id, piece.token_text)
 
 
 def _entry(text: str, logprob: float | None) -> Json:

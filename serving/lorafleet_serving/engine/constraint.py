@@ -13,7 +13,7 @@ MAX_CONSTRAINT_CHARACTERS = 65_536
 """Longest text of a constraint. What compiles it recurses at most once for each character, and has the stack for it."""
 
 MAX_GBNF_CHARACTERS = 2048
-"""Longest text of a constraint in GBNF. Its translation holds up the process by the square of its length."""
+"""Longest text of a constraint in GBNF. Its translation slows the process by the square of its length."""
 
 JSON_SPACING = r"[ \t]?(\r?\n[ \t]{0,32})?"
 """What may stand between the parts of JSON: a blank, or a new line with its indentation. Spacing without end is valid

@@ -6,11 +6,11 @@ leave its process.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -22,6 +22,8 @@ from lorafleet_serving.exceptions import InvalidRequest
 
 if TYPE_CHECKING:
     from llguidance import LLParserLimits, LLTokenizer
+
+_logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -47,7 +49,7 @@ class GrammarCompiler:
         """
         Args:
             read_tokenizer: gives the tokenizer as the text of its tokenizer.json; called once, by `prepare` or by
-                the first constraint.
+                the first constraint, even if it cannot be read.
             end_token_ids: tokens that may come where the grammar may end.
             vocab_size: number of the model's logits; the tokenizer's own size unless given.
             num_threads: constraints that are compiled at a time.
@@ -57,6 +59,8 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="grammar")
         self._tokenizer: LLTokenizer | None = None
+        self._unreadable: str | None = None
+        """Why the tokenizer cannot be read."""
         self._compiled: OrderedDict[Constraint, Grammar] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -64,9 +68,11 @@ class GrammarCompiler:
         """Load what the first constraint would wait for, where the library is installed."""
         if find_spec(_PACKAGE) is None:
             return
-        # Who asks for no constraint needs no tokenizer: what is wrong with it is told to the first who does.
-        with suppress(*_UNREADABLE):
+        try:
             self._load_tokenizer()
+        except _UNREADABLE as error:
+            # Who asks for no constraint needs no tokenizer; who does is told.
+            _logger.warning("no answer can be bound to a constraint, the tokenizer cannot be read for it: %s", error)
 
     def translate(self, constraint: Constraint) -> Future[Constraint]:
         """Begin to bring a constraint from GBNF into Lark.
@@ -130,10 +136,16 @@ class GrammarCompiler:
         from llguidance import LLTokenizer
 
         with self._lock:
+            if self._unreadable is not None:
+                raise ValueError(self._unreadable)
             if self._tokenizer is None:
-                self._tokenizer = LLTokenizer(
-                    self._read_tokenizer(), n_vocab=self._vocab_size, eos_token=self._end_token_ids or None
-                )
+                try:
+                    self._tokenizer = LLTokenizer(
+                        self._read_tokenizer(), n_vocab=self._vocab_size, eos_token=self._end_token_ids or None
+                    )
+                except _UNREADABLE as error:
+                    self._unreadable = str(error)
+                    raise
             return self._tokenizer
 
 

@@ -65,6 +65,23 @@ def test_a_text_is_scored_without_an_answer(client: openai.OpenAI, text: str, st
     assert (usage.completion_tokens, usage.prompt_tokens) == (0, len(scored.logprobs.tokens or []))
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "limit"),
+    [
+        ("completions", {"prompt": [5] * 1025, "max_tokens": 0}, 1024),
+        ("completions", {"prompt": [5] * 1025, "max_tokens": 1}, 1023),
+        ("completions", {"prompt": [5] * 1024}, 1023),
+        ("embeddings", {"input": [5] * 1025}, 1024),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_told_the_limit(
+    blank_pod: PodProcess, path: str, body: dict[str, object], limit: int
+) -> None:
+    response = blank_pod.http.post(f"/v1/{path}", json={"model": "", **body})
+    assert response.status_code == 413
+    assert f"tokens, the limit is {limit}: shorten it" in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_no_tokens_are_an_empty_answer(client: openai.OpenAI, stream: bool) -> None:
     asked: Any = {"model": "", "prompt": [[5] * 3, [5] * 1024], "max_tokens": 0, "stream": stream}

@@ -38,6 +38,23 @@ def test_no_call_of_the_encoder_gets_a_long_list(monkeypatch: pytest.MonkeyPatch
     assert max(given) <= 64
 
 
+def test_a_conversation_s_log_probabilities_are_written_token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    plain = module._encode
+
+    def encode(value: Any) -> str:
+        given.append(len(plain(value)))
+        return plain(value)
+
+    monkeypatch.setattr(module, "_encode", encode)
+    entry = {"token": "the", "logprob": -0.5, "bytes": [116, 104, 101]}
+    logprobs = {"content": [{**entry, "top_logprobs": [entry] * 20}] * 1000, "refusal": None}
+    answer = {"choices": [{"index": index, "message": {"content": "x"}, "logprobs": logprobs} for index in range(3)]}
+    assert long_json(answer) == plain(answer)
+    assert len(given) < 3 * 1000 + 50
+    assert max(given) < 2000
+
+
 async def test_what_is_long_is_written_by_a_thread() -> None:
     assert await written(10, threading.get_ident) == threading.get_ident()
     assert await written(10_000, threading.get_ident) != threading.get_ident()

@@ -316,3 +316,20 @@ def test_compiled_constraints_are_shared(tiny_model: Path) -> None:
         grammars[0].look()
     grammars[1].look()
     assert grammars[1].mask != grammars[0].mask
+
+
+def test_a_tokenizer_that_the_library_refuses_is_read_once_and_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    reads: list[str] = []
+
+    def read() -> str:
+        reads.append("once")
+        return "{}"
+
+    compiler = GrammarCompiler(read, end_token_ids=(0,))
+    assert not caplog.messages
+    compiler.prepare()
+    assert "error loading tokenizer" in caplog.text
+    for _ in range(3):
+        with pytest.raises(InvalidRequest, match="cannot be followed: error loading tokenizer"):
+            compiler.submit(of_json(PERSON)).result()
+    assert reads == ["once"]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import time
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
+from llguidance import gbnf_to_lark
 
 from lorafleet_serving.engine.constraint import MAX_GBNF_CHARACTERS, Constraint, ConstraintKind
 from lorafleet_serving.engine.gbnf import in_lark
 from lorafleet_serving.exceptions import InvalidRequest
 
-LONGEST_S = 0.2
+MOST_CALLS = 1_200_000
+"""Of functions, for the longest text: about a tenth of a second."""
 
 
 def of_gbnf(text: str) -> Constraint:
@@ -55,17 +58,26 @@ def test_what_is_no_grammar_is_refused_with_field_and_reason(text: str, said: st
     assert len(str(caught.value)) < 400
 
 
+def test_a_fault_of_our_own_is_not_told_as_one_of_the_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    def translate(text: str) -> str:
+        raise TypeError(text)
+
+    monkeypatch.setattr(gbnf_to_lark, "gbnf_to_lark", translate)
+    with pytest.raises(TypeError):
+        in_lark(of_gbnf('root ::= "of no other test"'))
+
+
 def test_only_a_short_one_is_read() -> None:
     with pytest.raises(InvalidRequest, match=f"at most {MAX_GBNF_CHARACTERS} are read of GBNF.*in Lark") as caught:
         of_gbnf("#" * (MAX_GBNF_CHARACTERS + 1))
     assert caught.value.field == "guided_grammar"
 
 
-def costly() -> Iterator[tuple[str, str]]:
+def costly(length: int) -> Iterator[tuple[str, str]]:
     """Chains whose rules are settled one by one, from the last to the first, and what is looked at again each time."""
-    yield "chain", chain(MAX_GBNF_CHARACTERS // 6)
-    num_links = MAX_GBNF_CHARACTERS // 12
-    again = MAX_GBNF_CHARACTERS - len(chain(num_links)) - 16
+    yield "chain", chain(length // 6)
+    num_links = length // 12
+    again = length - len(chain(num_links)) - 16
     for name, unit in (
         ("characters", "."),
         ("literals", '""'),
@@ -74,9 +86,9 @@ def costly() -> Iterator[tuple[str, str]]:
         ("groups", "()"),
     ):
         yield name, chain(num_links, unit * (again // len(unit)))
-    yield "comments", "#\n" * (MAX_GBNF_CHARACTERS // 2 - 8) + 'root ::= "a"'
+    yield "comments", "#\n" * (length // 2 - 8) + 'root ::= "a"'
     depth = 150
-    yield "nesting", "root ::= " + "(.|" * depth + "." * (MAX_GBNF_CHARACTERS - 4 * depth - 9) + ")" * depth
+    yield "nesting", "root ::= " + "(.|" * depth + "." * (length - 4 * depth - 9) + ")" * depth
 
 
 def chain(num_links: int, again: str = "") -> str:
@@ -86,8 +98,20 @@ def chain(num_links: int, again: str = "") -> str:
     return f"root::=x\nx::={again}{names[0]}\n{links}{names[-1]}::=.\n"
 
 
-@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in costly()])
-def test_the_longest_one_holds_the_process_up_for_a_moment_only(text: str) -> None:
-    started = time.thread_time()
-    assert in_lark(of_gbnf(text)).kind is ConstraintKind.LARK
-    assert time.thread_time() - started < LONGEST_S
+def num_calls(text: str) -> int:
+    """Calls of functions, the interpreter's own among them, that a translation takes."""
+    calls = Counter[str]()
+    before = sys.getprofile()
+    sys.setprofile(lambda frame, event, argument: calls.update((event,)))
+    try:
+        assert in_lark(of_gbnf(text)).kind is ConstraintKind.LARK
+    finally:
+        sys.setprofile(before)
+    return calls["call"] + calls["c_call"]
+
+
+@pytest.mark.parametrize("name", [name for name, _ in costly(MAX_GBNF_CHARACTERS)])
+def test_the_longest_one_is_bounded_work_which_grows_by_the_square_at_most(name: str) -> None:
+    half, whole = (num_calls(dict(costly(length))[name]) for length in (MAX_GBNF_CHARACTERS // 2, MAX_GBNF_CHARACTERS))
+    assert whole < MOST_CALLS
+    assert whole < 4 * half

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import hashlib
 import logging
 import os
@@ -26,10 +25,11 @@ def cache_folder(sources: Path = _SOURCES) -> Path:
     the file of an operator is what it was, and not at what the operator calls, which is compiled into it.
     """
     state = _digest(sources)
-    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: no home is known.
-        return _own(
-            Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lorafleet" / "compiled" / state
-        )
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        return _own(cache / "lorafleet" / "compiled" / state)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home is known.
+        _logger.warning("compiled operators are not kept in the user's cache but among temporary files: %s", error)
     try:
         # Anybody may make this one first, so that it is looked at before what lies in it.
         return _own(_own(Path(tempfile.gettempdir()) / f"{_NAME}{os.getuid()}") / state)

@@ -78,6 +78,18 @@ def test_a_folder_of_somebody_else_is_not_taken(homeless: Path, monkeypatch: pyt
     assert_is_new(cache_folder(), taken.parent, homeless / "lorafleet-compiled-12345")
 
 
+def test_it_is_told_why_the_user_s_own_cache_is_not_taken(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(homeless / "cache"))
+    refused = cache_folder()
+    assert not caplog.messages
+    refused.chmod(0o777)
+    assert cache_folder() != refused
+    (told,) = caplog.messages
+    assert f"{refused} is not a folder that user {os.getuid()} alone can write to: remove it" in told
+
+
 def test_a_folder_that_others_can_write_to_is_not_taken(homeless: Path) -> None:
     open_to_all = cache_folder().parent
     open_to_all.chmod(0o777)
