@@ -19,6 +19,9 @@ from tests.services import RunningMLflow, RunningS3, start_mlflow, start_s3
 
 # Servers, training and tests share the cores: a thread that waits for another must not keep it from running.
 wait_briefly()
+# Threads that have no core of their own, because the workers have them, wait for each other at every product.
+_NUM_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(2, (os.cpu_count() or 1) // _NUM_WORKERS))))
 
 BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 

@@ -18,7 +18,6 @@ def test_converted_model_speaks_sense(base_model: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.set_num_threads(2)
     tokenizer = AutoTokenizer.from_pretrained(base_model)
     model = AutoModelForCausalLM.from_pretrained(base_model)
     assert model.dtype == torch.bfloat16

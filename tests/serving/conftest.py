@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 
 from lorafleet_pipeline.stack.ports import free_port
 from tests.services import RunningMLflow
@@ -16,6 +17,14 @@ from tests.serving.tiny_model import make_blank_tokenizer, make_tiny_adapter, ma
 
 PodFactory = Callable[..., PodProcess]
 SourceFactory = Callable[[int], AdapterSource]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    """An engine settles the threads of its process, which is that of the next tests."""
+    num_threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="session")

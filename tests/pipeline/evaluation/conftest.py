@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.pipeline.training.conftest import SpecFactory, _few_threads, spec_of, tiny_base
+from tests.pipeline.training.conftest import SpecFactory, spec_of, tiny_base
 
-__all__ = ["SpecFactory", "_few_threads", "spec_of", "tiny_base"]
+__all__ = ["SpecFactory", "spec_of", "tiny_base"]

@@ -35,7 +35,6 @@ def tiny_model() -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.set_num_threads(2)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64,

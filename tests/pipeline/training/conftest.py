@@ -7,18 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lorafleet_pipeline.spec import AdapterSpec
 from tests.pipeline.training.prepared_run import make_spec, write_rows
 from tests.serving.tiny_model import make_tiny_model
 
 SpecFactory = Callable[..., AdapterSpec]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _few_threads() -> None:
-    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def expected(base_model: Path, adapters: dict[str, Path], prompts: list[tuple[in
 
 @pytest.fixture(scope="module")
 def engine(base_model: Path, adapters: dict[str, Path]) -> Engine:
-    engine = Engine(EngineConfig(base_model, dtype=DType.FP32, kv_cache_bytes=64 << 20, num_threads=2))
+    engine = Engine(EngineConfig(base_model, dtype=DType.FP32, kv_cache_bytes=64 << 20))
     for name, folder in adapters.items():
         engine.load_adapter(name, folder)
     return engine
