@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 from functools import partial
-from typing import IO
+from typing import IO, TypeVar
 
 from lorafleet_contract.digest import base_digest
 from lorafleet_contract.exceptions import InvalidName
@@ -47,6 +47,8 @@ from lorafleet_serving.loop import post
 from lorafleet_serving.tokenizer import PodTokenizer
 
 _logger = logging.getLogger(__name__)
+
+Part = TypeVar("Part")
 
 
 class Pod:
@@ -94,9 +96,7 @@ class Pod:
         Raises:
             PodUnavailable: the pod is still starting.
         """
-        if self._tokenizer is None:
-            raise PodUnavailable("the pod is starting: try again in a few seconds")
-        return self._tokenizer
+        return _once_started(self._tokenizer)
 
     @property
     def constraints(self) -> ConstraintCheck:
@@ -105,9 +105,7 @@ class Pod:
         Raises:
             PodUnavailable: the pod is still starting.
         """
-        if self._constraints is None:
-            raise PodUnavailable("the pod is starting: try again in a few seconds")
-        return self._constraints
+        return _once_started(self._constraints)
 
     @property
     def max_model_len(self) -> int:
@@ -299,3 +297,9 @@ class Pod:
                 # What is missing may only not be there yet.
                 raise PodUnavailable(f"the pod is starting ({error}): try again in a few seconds") from error
             raise
+
+
+def _once_started(part: Part | None) -> Part:
+    if part is None:
+        raise PodUnavailable("the pod is starting: try again in a few seconds")
+    return part

@@ -158,7 +158,7 @@ def champion_of(name: str, folder: RunFolder, settings: PlatformSettings) -> int
     if champion != registered:
         raise DemoError(
             f"the run ended at version {registered} of {name}, and the champion is "
-            f"{'none' if champion is None else f'version {champion}'}: somebody preferred that, see "
+            f"{'none' if champion is None else f'version {champion}'}: see "
             f"`lorafleet history {name}`; `--force` trains a version that may be promoted anew"
         )
     return registered

@@ -265,8 +265,8 @@ class Controller:
             self._inbox.look(post.names)  # They are still to be looked at.
         known = self._changes.get(name, [])
         for count in range(num_known + 1, len(known) + 1):
-            if is_explained(snapshot, observed, known[:count]) and (now := snapshot.after(known[count:])):
-                return now, tuple(known)
+            if is_explained(snapshot, observed, known[:count]) and (latest := snapshot.after(known[count:])):
+                return latest, tuple(known)
         return None if self._may_be_explained(name) else (snapshot, tuple(known))
 
     def _may_be_explained(self, name: str) -> bool:
