@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import IO, TypeVar
 
 from lorafleet_contract.digest import base_digest
@@ -43,6 +44,7 @@ from lorafleet_serving.exceptions import (
 )
 from lorafleet_serving.generation import Generation
 from lorafleet_serving.in_flight import InFlight
+from lorafleet_serving.light_transformers import keep_torch_from_transformers
 from lorafleet_serving.loop import post
 from lorafleet_serving.tokenizer import PodTokenizer
 
@@ -151,7 +153,7 @@ class Pod:
         self.engine.start()
         self.base_digest, tokenizer = await asyncio.gather(
             asyncio.to_thread(base_digest, self.config.engine.model),
-            asyncio.to_thread(PodTokenizer, self.config.engine.model),
+            asyncio.to_thread(_load_tokenizer, self.config.engine.model),
         )
         constraints = ConstraintCheck(tokenizer)
         await asyncio.to_thread(constraints.prepare)
@@ -303,3 +305,8 @@ def _once_started(part: Part | None) -> Part:
     if part is None:
         raise PodUnavailable("the pod is starting: try again in a few seconds")
     return part
+
+
+def _load_tokenizer(folder: Path) -> PodTokenizer:
+    keep_torch_from_transformers()
+    return PodTokenizer(folder)

@@ -23,8 +23,8 @@ from lorafleet_pipeline.stack.status import StackStatus
 from lorafleet_serving.client import PodClient
 
 ADAPTER = "kinds"
-STEPS = 40
-"""Twice as many as between checkpoints, so that a killed training has one to resume from."""
+STEPS = 30
+"""Half as many again as between checkpoints, so that a killed training has one to resume from."""
 
 
 @dataclass(frozen=True)

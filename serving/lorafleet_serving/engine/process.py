@@ -36,6 +36,7 @@ from lorafleet_serving.engine.messages import (
 from lorafleet_serving.engine.request import FinishReason, TokenOutput
 from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, InvalidRequest, NoRoom, ServingError
 from lorafleet_serving.heap import freeze_heap
+from lorafleet_serving.light_transformers import keep_torch_from_transformers
 
 if TYPE_CHECKING:
     from lorafleet_serving.engine.engine import Engine
@@ -145,6 +146,7 @@ class EngineLoop:
 def engine_main(pipe: Connection, config: EngineConfig) -> None:
     """Load the base model and serve it until the pipe closes or `Shutdown` comes."""
     wait_briefly()
+    keep_torch_from_transformers()
     # The front imports this module only to name it: torch belongs into this process alone.
     from lorafleet_serving.engine.engine import Engine
 
