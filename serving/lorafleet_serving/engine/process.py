@@ -72,6 +72,8 @@ class EngineLoop:
                 if outputs or parts:
                     self._pipe.send(Tokens(tuple(outputs), tuple(parts)))
             self._post_stats()
+        # The end of the process is no step, however long a busy machine takes for it.
+        faulthandler.cancel_dump_traceback_later()
 
     def _take_commands(self) -> None:
         """Handle what has arrived; wait for something when there is nothing to compute."""

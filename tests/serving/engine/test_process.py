@@ -48,7 +48,7 @@ class SlowEngine:
         return EngineStats(0, 0, 1, 1, (), (), 0)
 
 
-def run_loop(pipe: Connection, step_s: float, idle_s: float) -> None:
+def run_loop(pipe: Connection, step_s: float, idle_s: float, end_s: float) -> None:
     inbox: Inbox = queue.SimpleQueue()
     inbox.put(Generate(GenerationRequest("slow", (1,))))
     if not idle_s:
@@ -59,12 +59,13 @@ def run_loop(pipe: Connection, step_s: float, idle_s: float) -> None:
 
         threading.Timer(idle_s, inbox.put, (Shutdown(),)).start()
     loop.run()
+    time.sleep(end_s)
 
 
-def _exit_code(step_s: float, idle_s: float = 0.0) -> int | None:
+def _exit_code(step_s: float, idle_s: float = 0.0, end_s: float = 0.0) -> int | None:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=run_loop, args=(theirs, step_s, idle_s))
+    process = context.Process(target=run_loop, args=(theirs, step_s, idle_s, end_s))
     process.start()
     process.join(60)
     ours.close()
@@ -78,3 +79,7 @@ def test_a_step_that_hangs_ends_the_process() -> None:
 
 def test_an_engine_that_has_nothing_to_do_for_long_is_left_alone() -> None:
     assert _exit_code(step_s=0.0, idle_s=2 * _LIMIT_S) == 0
+
+
+def test_a_process_that_takes_long_to_end_is_left_alone() -> None:
+    assert _exit_code(step_s=0.0, end_s=2 * _LIMIT_S) == 0
