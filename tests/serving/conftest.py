@@ -90,7 +90,7 @@ def pod_factory(
 
         def start(*flags: str, on: RunningMLflow = mlflow_server, model: Path = tiny_model) -> PodProcess:
             folder = tmp_path_factory.mktemp("pod")
-            return start_pod(folder, model, on, running, "--poll-interval", "0.25", *flags)
+            return start_pod(folder, model, on, running, "--poll-interval", "1.0", *flags)
 
         yield start
 
@@ -101,7 +101,7 @@ def pod(
 ) -> Iterator[PodProcess]:
     """A pod that tests share; they use adapter names of their own, and leave it running."""
     with ExitStack() as running:
-        flags = ("--poll-interval", "0.25")
+        flags = ("--poll-interval", "1.0")
         started = start_pod(tmp_path_factory.mktemp("pod"), tiny_model, mlflow_server, running, *flags)
         started.wait_ready()
         yield started

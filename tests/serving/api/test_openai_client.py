@@ -54,7 +54,7 @@ def pod(
     source = AdapterSource(model, make_tiny_adapter(model, root / "adapter", 1), chat_template=OWN_TEMPLATE)
     chatty = replace(source, prompt=replace(PROMPT, template="{{ question }}", chat=True))
     with ExitStack() as running:
-        pod = start_pod(root, model, mlflow_server, running, "--poll-interval", "0.25", "--max-waiting", "8")
+        pod = start_pod(root, model, mlflow_server, running, "--poll-interval", "1.0", "--max-waiting", "8")
         registered = registry.register("own-template", chatty)
         registry.promote(registered)
         pod.wait_ready()
