@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Self
 
 import httpx
@@ -14,6 +15,8 @@ from lorafleet_pipeline.exceptions import DemoError
 _FINISHED = frozenset({"success", "failed"})
 _FAILURES = frozenset({"error", "critical"})
 _PAGE = 100
+_REPEATABLE = frozenset({"GET", "PATCH"})
+"""Methods of requests that change nothing when they come twice."""
 _RESTART_LIMIT_S = 90.0
 _RESTART_POLL_S = 1.0
 
@@ -77,8 +80,14 @@ class AirflowClient:
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any]) -> str:
         """Start a run and return its id."""
-        body = {"logical_date": None, "conf": dict(conf)}
-        return str(self._send("POST", f"/api/v2/dags/{dag_id}/dagRuns", json=body)["dag_run_id"])
+        # With an id of our own the request can be repeated: a run that is there already is the one that was asked for.
+        run_id = f"manual__{datetime.now(UTC).isoformat()}"
+        body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf)}
+        path = f"/api/v2/dags/{dag_id}/dagRuns"
+        response = self._request("POST", path, repeats=True, json=body)
+        if response.status_code != httpx.codes.CONFLICT:
+            _require_success(response, "POST", path)
+        return run_id
 
     def run_state(self, dag_id: str, run_id: str) -> RunState:
         """State of a run and of its tasks."""
@@ -100,23 +109,33 @@ class AirflowClient:
         return str(raised[0].get("exc_value") or errors[-1]["event"])
 
     def _send(self, method: str, path: str, **arguments: Any) -> Any:
-        response = self._request(method, path, **arguments)
-        if response.is_error:
-            raise DemoError(f"Airflow refused {method} {path} with {response.status_code}: {response.text[:200]}")
+        response = self._request(method, path, repeats=method in _REPEATABLE, **arguments)
+        _require_success(response, method, path)
         return response.json()
 
-    def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        """Send a request; one that reads is repeated while the api-server is started again."""
-        deadline = time.monotonic() + (_RESTART_LIMIT_S if method == "GET" else 0.0)
+    def _request(self, method: str, path: str, *, repeats: bool = True, **arguments: Any) -> httpx.Response:
+        """Send a request, again while the api-server is started anew or fails.
+
+        Airflow 3.3 on SQLite may wait for itself: what logs a change holds up its event loop until SQLite gives up,
+        and so the request that holds the database. It then answers 500.
+        """
+        deadline = time.monotonic() + (_RESTART_LIMIT_S if repeats else 0.0)
         while True:
             try:
-                return self._http.request(method, path, **arguments)
+                response = self._http.request(method, path, **arguments)
+                if not response.is_server_error or time.monotonic() > deadline:
+                    return response
             except httpx.TransportError as error:
                 if time.monotonic() > deadline:
                     raise DemoError(
                         f"Airflow at {self.url} does not answer ({error}): see `lorafleet status`"
                     ) from error
-                time.sleep(_RESTART_POLL_S)
+            time.sleep(_RESTART_POLL_S)
+
+
+def _require_success(response: httpx.Response, method: str, path: str) -> None:
+    if response.is_error:
+        raise DemoError(f"Airflow refused {method} {path} with {response.status_code}: {response.text[:200]}")
 
 
 def _task(item: Mapping[str, Any]) -> TaskState:

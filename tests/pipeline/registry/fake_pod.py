@@ -20,6 +20,7 @@ from lorafleet_contract.registry import ModelVersion, RegistryClient, RegistryEn
 from lorafleet_contract.states import ServeState
 from lorafleet_contract.tags import Tag
 from lorafleet_contract.webhook import DELIVERY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, webhook_signature
+from tests.http_server import running
 
 ADMIN_TOKEN = "admin-token"
 WEBHOOK_SECRET = "webhook-secret"
@@ -46,14 +47,8 @@ class FakePod:
 
     @contextmanager
     def running(self) -> Iterator[FakePod]:
-        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        try:
+        with running(self._server):
             yield self
-        finally:
-            self._server.shutdown()
-            thread.join()
-            self._server.server_close()
 
     def follow(self, url: str) -> None:
         """Follow this registry from now on."""
