@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Processes that share the tests; each has its own S3 and MLflow server. One more than cores: some tests wait.
+# Processes that share the tests; each has its own S3 and MLflow server. Three for two cores, because some tests wait.
 WORKERS ?= 3
 
 .DEFAULT_GOAL := help

@@ -15,9 +15,10 @@ from lorafleet_pipeline.demo.airflow_client import AirflowClient, RunState, Task
 from lorafleet_pipeline.run_folder import RunFolder
 from lorafleet_pipeline.run_identity import dag_id, run_key
 from lorafleet_pipeline.training.job import TrainingJob
+from lorafleet_pipeline.training.worker import StepFiles
 from lorafleet_serving.client import PodClient
 from lorafleet_serving.exceptions import ServingError
-from tests.e2e.conftest import ADAPTER, STEPS, RunningStack
+from tests.e2e.conftest import ADAPTER, CHECKPOINT_EVERY, STEPS, RunningStack
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.timeout(900)]
@@ -145,7 +146,8 @@ def test_a_run_survives_the_death_of_everything_around_it_and_of_its_training(st
             assert pid is not None, f"{victim} is away"
             os.kill(pid, signal.SIGKILL)
         assert steps_done() < STEPS, "all of them died while it trained"
-        wait_for(lambda: steps_done() >= 22, "the training goes on", 180)
+        wait_for(lambda: steps_done() >= CHECKPOINT_EVERY, "the training to have a checkpoint", 180)
+        assert steps_done() < STEPS, "it trains"
         pid = job.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
@@ -156,6 +158,7 @@ def test_a_run_survives_the_death_of_everything_around_it_and_of_its_training(st
             return state if state.finished else None
 
         run = wait_for(ended, "the run ends", 300)
+        assert f"resuming after step {CHECKPOINT_EVERY}" in StepFiles(folder.training).log.read_text()
         gate = folder.gate_report.read_text() if folder.gate_report.is_file() else "none"
         reasons = {task.task_id: airflow.failure(dag, run_id, task) for task in run.tasks if task.state == "failed"}
         assert run.state == "success", f"{run}, {reasons}, gate: {gate}"
