@@ -26,8 +26,6 @@ class AdapterPool:
         self._dtype = dtype
         self._host_bytes = host_bytes
         self._host: dict[str, AdapterWeights] = {}
-        self._used_bytes = 0
-        """Of host memory; a number of its own, because `read` may look at it while adapters come and go."""
         self._slots = DeviceSlots(device_bytes, device)
         self._num_requests: Counter[str] = Counter()
         self._leaving: set[str] = set()
@@ -43,37 +41,18 @@ class AdapterPool:
         return self._slots.resident
 
     def load(self, digest: str, folder: Path) -> int:
-        """Read and admit an adapter; returns its size in bytes. Loading it again costs nothing.
-
-        Raises:
-            AdapterRefusal, NoRoom: as `read` does.
-        """
-        num_bytes = self.keep(digest)
-        return self.admit(self.read(digest, folder)) if num_bytes is None else num_bytes
-
-    def keep(self, digest: str) -> int | None:
-        """Size of an adapter in host memory, which stays even if it was to leave; None where there is none."""
-        if digest not in self._host:
-            return None
-        self._leaving.discard(digest)
-        return self._host[digest].num_bytes
-
-    def read(self, digest: str, folder: Path) -> AdapterWeights:
-        """Read an adapter that is to be admitted. Changes nothing, so that another thread than the engine's may do it.
+        """Read an adapter into host memory; returns its size in bytes. Loading it again costs nothing.
 
         Raises:
             AdapterRefusal: its contents are wrong or not served, or it is larger than a tier (`AdapterTooLarge`).
             NoRoom: other adapters fill the host tier.
         """
-        largest = min(self._host_bytes, self._slots.budget_bytes)
-        return read_adapter(digest, folder, self._base, self._dtype, largest, self._host_bytes - self._used_bytes)
-
-    def admit(self, weights: AdapterWeights) -> int:
-        """Take over an adapter that was read since the last one was admitted; returns its size in bytes."""
-        assert weights.digest not in self._host, f"adapter {weights.digest} was read while it was here"
-        self._host[weights.digest] = weights
-        self._used_bytes += weights.num_bytes
-        return weights.num_bytes
+        if digest not in self._host:
+            free = self._host_bytes - sum(weights.num_bytes for weights in self._host.values())
+            largest = min(self._host_bytes, self._slots.budget_bytes)
+            self._host[digest] = read_adapter(digest, folder, self._base, self._dtype, largest, free)
+        self._leaving.discard(digest)
+        return self._host[digest].num_bytes
 
     def unload(self, digest: str) -> bool:
         """Drop an adapter, at once or when its last request ends; True if it is gone.
@@ -115,16 +94,14 @@ class AdapterPool:
         """Check budgets, and that nothing is on the device that the host does not have."""
         self._slots.check_integrity()
         assert set(self._slots.resident) <= set(self._host), "an adapter is on the device and not on the host"
-        used = sum(weights.num_bytes for weights in self._host.values())
-        assert used == self._used_bytes, f"the host tier holds {used} bytes, the account says {self._used_bytes}"
-        assert used <= self._host_bytes, f"the host tier holds {used} bytes, the budget is {self._host_bytes}"
+        assert sum(weights.num_bytes for weights in self._host.values()) <= self._host_bytes, "host budget exceeded"
         assert all(self._num_requests[digest] > 0 for digest in self._leaving), "an unused adapter was not dropped"
 
     def _drop_if_unused(self, digest: str) -> bool:
         if self._num_requests[digest] > 0:
             return False
         self._slots.drop(digest)
-        self._used_bytes -= self._host.pop(digest).num_bytes
+        del self._host[digest]
         del self._num_requests[digest]
         self._leaving.discard(digest)
         return True

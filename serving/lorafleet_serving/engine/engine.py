@@ -76,19 +76,18 @@ class Engine:
         self.hidden_size = model.hidden_size
         self._request_check = RequestCheck(model.vocab_size, self.max_model_len)
         self._eos_token_ids = read_eos_token_ids(config.model)
-        self.adapters = AdapterPool(
+        self._adapters = AdapterPool(
             model,
             dtype,
             device,
             host_bytes=config.adapter_host_bytes,
             device_bytes=config.adapter_device_bytes,
         )
-        """Those in memory. Adapters are read into it in `load_adapter`, or by another thread while this one steps."""
         self._blocks = BlockManager(kv_cache.num_blocks, kv_cache.block_size, prefix_caching=config.prefix_caching)
         self._pace = PrefillPace(config.max_step_stretch, config.max_batched_tokens)
         self._scheduler = Scheduler(
             self._blocks,
-            self.adapters,
+            self._adapters,
             max_num_seqs=config.max_num_seqs,
             max_batched_tokens=config.max_batched_tokens,
             pace=self._pace,
@@ -129,7 +128,7 @@ class Engine:
         outputs, self._ended = self._ended, []
         if chunks:
             started = time.perf_counter()
-            logits = self._runner.run(chunks, self.adapters.weights)
+            logits = self._runner.run(chunks, self._adapters.weights)
             outputs += self._postprocess(chunks, None if logits is None else self._sampler(logits))
             self._num_steps += 1
             num_decodes = self._scheduler.num_decoding
@@ -159,7 +158,7 @@ class Engine:
         else:
             self._constraints.add(sequence)
         if request.adapter is not None:
-            self.adapters.enter(request.adapter)
+            self._adapters.enter(request.adapter)
         self._sequences[request.request_id] = sequence
         self._deadlines.add(sequence)
 
@@ -181,11 +180,11 @@ class Engine:
             AdapterRefusal: its contents are wrong or not served, or it is larger than a tier.
             NoRoom: other adapters fill the host tier.
         """
-        return self.adapters.load(digest, folder)
+        return self._adapters.load(digest, folder)
 
     def unload_adapter(self, digest: str) -> bool:
         """Drop an adapter; False if requests still use it, then it leaves `stats().host_adapters` with the last."""
-        return self.adapters.unload(digest)
+        return self._adapters.unload(digest)
 
     def generate(
         self, requests: Rows[GenerationRequest], on_finished: Callable[[str], None] | None = None
@@ -212,8 +211,8 @@ class Engine:
             num_waiting=len(self._scheduler.waiting),
             num_free_blocks=self._blocks.num_free,
             num_kv_blocks=self._blocks.num_blocks,
-            device_adapters=self.adapters.device_adapters,
-            host_adapters=self.adapters.host_adapters,
+            device_adapters=self._adapters.device_adapters,
+            host_adapters=self._adapters.host_adapters,
             num_steps=self._num_steps,
             num_preemptions=self._scheduler.num_preemptions,
         )
@@ -221,7 +220,7 @@ class Engine:
     def check_integrity(self) -> None:
         """Check every account of the engine; for tests and for idle times."""
         self._scheduler.check_integrity()
-        self.adapters.check_integrity()
+        self._adapters.check_integrity()
         live = {*self._scheduler.waiting, *self._scheduler.running}
         known = {sequence for sequence in self._sequences.values() if sequence not in self._constraints}
         assert live == known, "scheduler and engine do not know the same sequences"
@@ -310,11 +309,11 @@ class Engine:
         del self._sequences[sequence.request_id]
         self._deadlines.discard(sequence)
         if sequence.adapter is not None:
-            self.adapters.leave(sequence.adapter)
+            self._adapters.leave(sequence.adapter)
 
     def _check(self, request: GenerationRequest) -> None:
         if request.request_id in self._sequences:
             raise InvalidRequest(f"request_id {request.request_id!r} is in use", field="request_id")
         self._request_check.check(request)
-        if request.adapter is not None and not self.adapters.serves(request.adapter):
+        if request.adapter is not None and not self._adapters.serves(request.adapter):
             raise InvalidRequest(f"adapter {request.adapter} is not loaded", field="adapter")

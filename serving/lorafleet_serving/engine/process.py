@@ -21,6 +21,8 @@ from lorafleet_contract.openmp import wait_briefly
 from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.engine.messages import (
     Abort,
+    AdapterLoaded,
+    AdapterRefused,
     AdapterUnloaded,
     EngineCommand,
     EngineFailed,
@@ -32,7 +34,7 @@ from lorafleet_serving.engine.messages import (
     UnloadAdapter,
 )
 from lorafleet_serving.engine.request import FinishReason, TokenOutput
-from lorafleet_serving.exceptions import InvalidRequest, ServingError
+from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, InvalidRequest, NoRoom, ServingError
 from lorafleet_serving.heap import freeze_heap
 from lorafleet_serving.light_transformers import keep_torch_from_transformers
 
@@ -45,24 +47,16 @@ _STATS_INTERVAL_S = 0.25
 _ALARM_INTERVAL_S = 1.0
 """The alarm for a step that hangs is set anew so often at most: it costs a thread each time."""
 
-
-class LookAgain:
-    """Wakes an engine that waits for commands: an adapter was read."""
-
-
-Inbox = queue.SimpleQueue[EngineCommand | LookAgain]
+Inbox = queue.SimpleQueue[EngineCommand]
 
 
 class EngineLoop:
     """Feeds commands into an engine and its results into the pipe."""
 
     def __init__(self, engine: Engine, pipe: Connection, inbox: Inbox) -> None:
-        from lorafleet_serving.engine.load_queue import LoadQueue
-
         self._engine = engine
         self._pipe = pipe
         self._inbox = inbox
-        self._loads = LoadQueue(engine.adapters, on_read=lambda: inbox.put(LookAgain()))
         self._next_stats = 0.0
         self._next_alarm = 0.0
         self._stopped = False
@@ -72,8 +66,6 @@ class EngineLoop:
         self._post_ready()
         while not self._stopped:
             self._take_commands()
-            for ended in self._loads.take_ended():
-                self._pipe.send(ended)
             self._set_alarm()
             if self._engine.has_unfinished():
                 outputs, parts = self._engine.step(), self._engine.prompt_parts()
@@ -95,7 +87,7 @@ class EngineLoop:
         while not self._stopped and not self._inbox.empty():
             self._handle(self._inbox.get())
 
-    def _handle(self, command: EngineCommand | LookAgain) -> None:
+    def _handle(self, command: EngineCommand) -> None:
         match command:
             case Generate(request):
                 try:
@@ -109,15 +101,25 @@ class EngineLoop:
             case Abort(request_id):
                 self._engine.abort(request_id)
             case LoadAdapter(digest, folder):
-                self._loads.add(digest, Path(folder))
+                self._load(digest, Path(folder))
             case UnloadAdapter(digest):
-                self._loads.discard(digest)
                 self._engine.unload_adapter(digest)
                 self._pipe.send(AdapterUnloaded(digest))
-            case LookAgain():
-                pass
             case Shutdown():
                 self._stopped = True
+
+    def _load(self, digest: str, folder: Path) -> None:
+        try:
+            num_bytes = self._engine.load_adapter(digest, folder)
+        except (AdapterRefusal, NoRoom) as error:
+            self._pipe.send(AdapterRefused(digest, error))
+        except Exception as error:
+            # A load touches nothing of the batch: no adapter, however odd, is worth everybody's answers. Whether it was
+            # the adapter or the machine is unknown, so that it is tried again, and not refused for good.
+            _logger.exception("loading adapter %s failed", digest)
+            self._pipe.send(AdapterRefused(digest, FetchFailed(f"it could not be loaded: {error!r}")))
+        else:
+            self._pipe.send(AdapterLoaded(digest, num_bytes))
 
     def _set_alarm(self) -> None:
         now = time.monotonic()

@@ -21,7 +21,6 @@ _LIMIT_S = 2.0
 class SlowEngine:
     """Takes a given time for its one step."""
 
-    adapters = None
     base_digest = ""
     hidden_size = 8
     max_model_len = 1
