@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Processes that share the tests; each has its own S3 and MLflow server. Three for two cores, because some tests wait.
-WORKERS ?= 3
+# Processes that share the tests; each keeps a core busy, and has its own S3 and MLflow server.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test faults soak check fix bench

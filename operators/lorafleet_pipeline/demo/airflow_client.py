@@ -65,7 +65,7 @@ class AirflowClient:
 
     def has_dag(self, dag_id: str) -> bool:
         """Whether the DAG has been parsed."""
-        return self._request("GET", f"/api/v2/dags/{dag_id}").status_code == httpx.codes.OK
+        return self._request("GET", f"/api/v2/dags/{dag_id}", repeats=True).status_code == httpx.codes.OK
 
     def import_errors(self) -> list[str]:
         """Import errors of the DAG folder, each with its file."""
@@ -99,7 +99,8 @@ class AirflowClient:
     def failure(self, dag_id: str, run_id: str, task: TaskState) -> str | None:
         """Why the last try of a task failed, as its log has it; None where it came to no log."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task.task_id}/logs/{max(task.try_number, 1)}"
-        response = self._request("GET", path, params={"full_content": True}, headers={"Accept": "application/json"})
+        wanted = {"params": {"full_content": True}, "headers": {"Accept": "application/json"}}
+        response = self._request("GET", path, repeats=True, **wanted)
         lines = response.json()["content"] if response.is_success else []
         errors = [line for line in lines if isinstance(line, Mapping) and line.get("level") in _FAILURES]
         if not errors:
@@ -113,7 +114,7 @@ class AirflowClient:
         _require_success(response, method, path)
         return response.json()
 
-    def _request(self, method: str, path: str, *, repeats: bool = True, **arguments: Any) -> httpx.Response:
+    def _request(self, method: str, path: str, *, repeats: bool, **arguments: Any) -> httpx.Response:
         """Send a request, again while the api-server is started anew or fails.
 
         Airflow 3.3 on SQLite may wait for itself: what logs a change holds up its event loop until SQLite gives up,

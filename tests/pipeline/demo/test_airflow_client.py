@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from lorafleet_pipeline.demo import airflow_client
 from lorafleet_pipeline.demo.airflow_client import AirflowClient
 from lorafleet_pipeline.exceptions import DemoError
-from tests.http_server import running
+from tests.http_server import Server, running
 
 RUNS = "/api/v2/dags/one/dagRuns"
 
@@ -40,7 +40,7 @@ class FailingAirflow:
             def log_message(self, *_: object) -> None:
                 """Nothing to the terminal."""
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = Server(("127.0.0.1", 0), Handler)
 
     @property
     def url(self) -> str:
@@ -93,7 +93,7 @@ def test_what_airflow_refuses_is_told_at_once(airflow: FailingAirflow, client: A
 def test_an_airflow_that_fails_for_good_is_told(
     airflow: FailingAirflow, client: AirflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(airflow_client, "_RESTART_LIMIT_S", 0.05)
+    monkeypatch.setattr(airflow_client, "_RESTART_LIMIT_S", 0.5)
     airflow.statuses["/api/v2/importErrors"] = [500] * 1000
     with pytest.raises(DemoError, match="with 500"):
         client.import_errors()

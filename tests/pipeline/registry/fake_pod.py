@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from lorafleet_contract.aliases import Alias, Stage
@@ -20,7 +20,7 @@ from lorafleet_contract.registry import ModelVersion, RegistryClient, RegistryEn
 from lorafleet_contract.states import ServeState
 from lorafleet_contract.tags import Tag
 from lorafleet_contract.webhook import DELIVERY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, webhook_signature
-from tests.http_server import running
+from tests.http_server import Server, running
 
 ADMIN_TOKEN = "admin-token"
 WEBHOOK_SECRET = "webhook-secret"
@@ -39,7 +39,7 @@ class FakePod:
         self._adapters: dict[str, AdapterReport] = {}
         self._synced_at: float | None = None
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = Server(("127.0.0.1", 0), self._handler())
 
     @property
     def url(self) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import schemathesis
-import schemathesis.specs.openapi.schemas  # See below.
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis import BaseSchema, Case, GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -23,8 +22,6 @@ from schemathesis.specs.openapi.checks import (
 
 from tests.serving.pod_process import PodProcess
 
-# Schemathesis imports its larger half when it is first used. As a plugin of pytest it is parsed by pytest, and beside
-# other threads that parse, Python 3.11 may lose count (python/cpython#106905): here, at collection, there are none.
 NUM_CASES = [200, pytest.param(2000, marks=pytest.mark.soak)]
 """Cases of all operations together, right and wrong ones."""
 CHECKS = [
