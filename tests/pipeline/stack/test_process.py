@@ -7,11 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from lorafleet_pipeline.process_identity import ProcessIdentity
 from lorafleet_pipeline.stack.process import group_members, processes_with, stop_processes
+from tests.waiting import wait_for
 
 _STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -22,6 +24,9 @@ _PARENT = "import subprocess; print('up', flush=True); subprocess.run(['sleep', 
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(["sleep", "60"], start_new_session=True, env={**os.environ, "STACK_TEST": "one"})
+    environment = Path(f"/proc/{process.pid}/environ")
+    # Popen returns once files are closed for the new program, a moment before the kernel lays out its environment.
+    wait_for(lambda: b"STACK_TEST=one" in environment.read_bytes(), "the sleeper's environment")
     yield process
     process.kill()
     process.wait()
