@@ -15,8 +15,6 @@ from lorafleet_pipeline.exceptions import DemoError
 _FINISHED = frozenset({"success", "failed"})
 _FAILURES = frozenset({"error", "critical"})
 _PAGE = 100
-_REPEATABLE = frozenset({"GET", "PATCH"})
-"""Methods of requests that change nothing when they come twice."""
 _RESTART_LIMIT_S = 90.0
 _RESTART_POLL_S = 1.0
 
@@ -65,7 +63,7 @@ class AirflowClient:
 
     def has_dag(self, dag_id: str) -> bool:
         """Whether the DAG has been parsed."""
-        return self._request("GET", f"/api/v2/dags/{dag_id}", repeats=True).status_code == httpx.codes.OK
+        return self._request("GET", f"/api/v2/dags/{dag_id}").status_code == httpx.codes.OK
 
     def import_errors(self) -> list[str]:
         """Import errors of the DAG folder, each with its file."""
@@ -84,7 +82,7 @@ class AirflowClient:
         run_id = f"manual__{datetime.now(UTC).isoformat()}"
         body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf)}
         path = f"/api/v2/dags/{dag_id}/dagRuns"
-        response = self._request("POST", path, repeats=True, json=body)
+        response = self._request("POST", path, json=body)
         if response.status_code != httpx.codes.CONFLICT:
             _require_success(response, "POST", path)
         return run_id
@@ -99,8 +97,7 @@ class AirflowClient:
     def failure(self, dag_id: str, run_id: str, task: TaskState) -> str | None:
         """Why the last try of a task failed, as its log has it; None where it came to no log."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task.task_id}/logs/{max(task.try_number, 1)}"
-        wanted = {"params": {"full_content": True}, "headers": {"Accept": "application/json"}}
-        response = self._request("GET", path, repeats=True, **wanted)
+        response = self._request("GET", path, params={"full_content": True}, headers={"Accept": "application/json"})
         lines = response.json()["content"] if response.is_success else []
         errors = [line for line in lines if isinstance(line, Mapping) and line.get("level") in _FAILURES]
         if not errors:
@@ -110,17 +107,17 @@ class AirflowClient:
         return str(raised[0].get("exc_value") or errors[-1]["event"])
 
     def _send(self, method: str, path: str, **arguments: Any) -> Any:
-        response = self._request(method, path, repeats=method in _REPEATABLE, **arguments)
+        response = self._request(method, path, **arguments)
         _require_success(response, method, path)
         return response.json()
 
-    def _request(self, method: str, path: str, *, repeats: bool, **arguments: Any) -> httpx.Response:
-        """Send a request, again while the api-server is started anew or fails.
+    def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        """Send a request, again while the api-server is started anew or fails: each of them may come twice.
 
         Airflow 3.3 on SQLite may wait for itself: what logs a change holds up its event loop until SQLite gives up,
         and so the request that holds the database. It then answers 500.
         """
-        deadline = time.monotonic() + (_RESTART_LIMIT_S if repeats else 0.0)
+        deadline = time.monotonic() + _RESTART_LIMIT_S
         while True:
             try:
                 response = self._http.request(method, path, **arguments)
