@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lorafleet_serving.adapters.weights import AdapterWeights, read_adapter
+from lorafleet_serving.adapters.weights import AdapterWeights, stage_adapter
 from lorafleet_serving.engine.chunk import Chunk
 from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.engine.kv_cache import KvCache
@@ -42,7 +42,8 @@ class Forward:
         self._runner = ModelRunner(model, cache, CPU)
         self._blocks = list(range(cache.num_blocks))[::-3]
         self._adapters: dict[str, AdapterWeights] = {
-            digest: read_adapter(digest, path, model, dtype, 1 << 30) for digest, path in (adapters or {}).items()
+            digest: stage_adapter(digest, path, model, dtype, 1 << 30).finish(model)
+            for digest, path in (adapters or {}).items()
         }
 
     def sequence(self, tokens: list[int], adapter: str | None = None) -> Sequence:

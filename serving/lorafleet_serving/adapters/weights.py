@@ -6,10 +6,11 @@ PEFT must not answer at all. Knows nothing of registries and tiers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -54,8 +55,16 @@ class AdapterWeights:
         """Where the tensors lie, by site."""
         return address_table(self.sites)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        tensors = (weights.a for weights in self.sites if weights is not None)
+        return next(tensors).device if self.embedding is None else self.embedding.a.device
+
     def to(self, device: torch.device) -> AdapterWeights:
-        """The same adapter on a device; shares its tensors where they already are there."""
+        """The same adapter on a device: itself where it lies there already."""
+        if self.device == device:
+            return self
         return AdapterWeights(
             self.digest,
             tuple(None if weights is None else weights.to(device) for weights in self.sites),
@@ -63,15 +72,51 @@ class AdapterWeights:
         )
 
 
-def read_adapter(
+class _Magnitudes(NamedTuple):
+    """What DoRA learned of a module, before it is known what that does to the base model's rows."""
+
+    name: str
+    values: Tensor
+    """[out_features]"""
+
+
+@dataclass(frozen=True)
+class StagedAdapter:
+    """An adapter as it was read; what is left is done with the base model's kernels, which one thread may enter."""
+
+    weights: AdapterWeights
+    magnitudes: Mapping[int, Sequence[_Magnitudes]]
+    """Of DoRA, by site; one for each slice."""
+
+    def finish(self, base: AdapterBase) -> AdapterWeights:
+        """The adapter, ready to be multiplied with.
+
+        Raises:
+            AdapterRefusal: a magnitude is not finite, or a row has no length.
+        """
+        sites = list(self.weights.sites)
+        for index, magnitudes in self.magnitudes.items():
+            site = sites[index]
+            assert site is not None, "magnitudes belong to a site that the adapter leaves alone"
+            slices = (
+                part._replace(
+                    rescale=rescale(*learned, site.a[part.rank_start : part.rank_end], part, base.linears[index])
+                )
+                for part, learned in zip(site.slices, magnitudes, strict=True)
+            )
+            sites[index] = LoraWeights(site.a, tuple(slices))
+        return AdapterWeights(self.weights.digest, tuple(sites), self.weights.embedding)
+
+
+def stage_adapter(
     digest: str,
     folder: Path,
     base: AdapterBase,
     dtype: torch.dtype,
     max_bytes: int,
     free_bytes: int | None = None,
-) -> AdapterWeights:
-    """Read an adapter folder.
+) -> StagedAdapter:
+    """Read an adapter folder, as far as that can be done beside the steps.
 
     Args:
         digest: identity under which the adapter is served.
@@ -97,7 +142,7 @@ def read_adapter(
             reader = _Reader(file.get_tensor, config, checked, dtype)
             reader.check_tables(base)
             sites = tuple(reader.site(linear) for linear in base.linears)
-            return AdapterWeights(digest, sites, reader.embedding(base))
+            return StagedAdapter(AdapterWeights(digest, sites, reader.embedding(base)), reader.magnitudes(base))
     except (OSError, SafetensorError) as error:
         raise AdapterRefusal(f"adapter weights {folder / WEIGHTS_FILE} cannot be read: {error}") from error
 
@@ -163,14 +208,22 @@ class _Reader:
                 stacked.append(self._convert(lora_key(module, "A"), 1.0))
                 # B lies rank by rank, as the operators read it.
                 b = self._convert(lora_key(module, "B"), self._config.scaling(module)).t().contiguous().t()
-                part = LoraSlice(out_start, out_end, rank_start, rank_start + rank, b)
-                if self._config.dora:
-                    name = magnitude_key(module)
-                    part = part._replace(rescale=rescale(name, self._take(name), stacked[-1], part, linear))
-                slices.append(part)
+                slices.append(LoraSlice(out_start, out_end, rank_start, rank_start + rank, b))
                 rank_start += rank
             out_start += out_features
         return LoraWeights(torch.cat(stacked), tuple(slices)) if stacked else None
+
+    def magnitudes(self, base: AdapterBase) -> dict[int, list[_Magnitudes]]:
+        """What DoRA learned; empty for another method."""
+        if not self._config.dora:
+            return {}
+        found = {}
+        for index, linear in enumerate(base.linears):
+            modules = map(linear.site.module_name, range(len(linear.site.modules)))
+            names = [magnitude_key(module) for module in modules if self._checked.ranks.get(module)]
+            if names:
+                found[index] = [_Magnitudes(name, self._take(name)) for name in names]
+        return found
 
     def embedding(self, base: AdapterBase) -> EmbeddingLora | None:
         """Weights at the token embedding."""

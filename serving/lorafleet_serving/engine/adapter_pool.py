@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from lorafleet_serving.adapters.slots import DeviceSlots
-from lorafleet_serving.adapters.weights import AdapterWeights, read_adapter
+from lorafleet_serving.adapters.weights import AdapterWeights, StagedAdapter, stage_adapter
 from lorafleet_serving.layers.adapter_base import AdapterBase
 
 
@@ -26,6 +26,7 @@ class AdapterPool:
         self._dtype = dtype
         self._host_bytes = host_bytes
         self._host: dict[str, AdapterWeights] = {}
+        self._used_bytes = 0
         self._slots = DeviceSlots(device_bytes, device)
         self._num_requests: Counter[str] = Counter()
         self._leaving: set[str] = set()
@@ -40,19 +41,49 @@ class AdapterPool:
         """Digests on the device."""
         return self._slots.resident
 
+    @property
+    def free_host_bytes(self) -> int:
+        """What is left of the host tier."""
+        return self._host_bytes - self._used_bytes
+
     def load(self, digest: str, folder: Path) -> int:
-        """Read an adapter into host memory; returns its size in bytes. Loading it again costs nothing.
+        """Read and admit an adapter; returns its size in bytes. Loading it again costs nothing.
+
+        Raises:
+            AdapterRefusal, NoRoom: as `read` and `admit` do.
+        """
+        num_bytes = self.keep(digest)
+        return self.admit(self.read(digest, folder, self.free_host_bytes)) if num_bytes is None else num_bytes
+
+    def keep(self, digest: str) -> int | None:
+        """Size of an adapter in host memory, which stays even if it was to leave; None where there is none."""
+        if digest not in self._host:
+            return None
+        self._leaving.discard(digest)
+        return self._host[digest].num_bytes
+
+    def read(self, digest: str, folder: Path, free_bytes: int) -> StagedAdapter:
+        """Read an adapter that is to be admitted. Touches nothing that a step does: another thread may do it.
 
         Raises:
             AdapterRefusal: its contents are wrong or not served, or it is larger than a tier (`AdapterTooLarge`).
-            NoRoom: other adapters fill the host tier.
+            NoRoom: it is larger than `free_bytes`.
         """
-        if digest not in self._host:
-            free = self._host_bytes - sum(weights.num_bytes for weights in self._host.values())
-            largest = min(self._host_bytes, self._slots.budget_bytes)
-            self._host[digest] = read_adapter(digest, folder, self._base, self._dtype, largest, free)
-        self._leaving.discard(digest)
-        return self._host[digest].num_bytes
+        largest = min(self._host_bytes, self._slots.budget_bytes)
+        return stage_adapter(digest, folder, self._base, self._dtype, largest, free_bytes)
+
+    def admit(self, staged: StagedAdapter) -> int:
+        """Take over an adapter for which there was room when it was read; returns its size in bytes.
+
+        Raises:
+            AdapterRefusal: with the base model's weights its own give factors that are not finite.
+        """
+        weights = staged.finish(self._base)
+        assert weights.digest not in self._host, f"adapter {weights.digest} was read while it was here"
+        assert weights.num_bytes <= self.free_host_bytes, f"adapter {weights.digest} was admitted without room"
+        self._host[weights.digest] = weights
+        self._used_bytes += weights.num_bytes
+        return weights.num_bytes
 
     def unload(self, digest: str) -> bool:
         """Drop an adapter, at once or when its last request ends; True if it is gone.
@@ -94,14 +125,16 @@ class AdapterPool:
         """Check budgets, and that nothing is on the device that the host does not have."""
         self._slots.check_integrity()
         assert set(self._slots.resident) <= set(self._host), "an adapter is on the device and not on the host"
-        assert sum(weights.num_bytes for weights in self._host.values()) <= self._host_bytes, "host budget exceeded"
+        used = sum(weights.num_bytes for weights in self._host.values())
+        assert used == self._used_bytes, f"the host tier holds {used} bytes, the account says {self._used_bytes}"
+        assert used <= self._host_bytes, f"the host tier holds {used} bytes, the budget is {self._host_bytes}"
         assert all(self._num_requests[digest] > 0 for digest in self._leaving), "an unused adapter was not dropped"
 
     def _drop_if_unused(self, digest: str) -> bool:
         if self._num_requests[digest] > 0:
             return False
         self._slots.drop(digest)
-        del self._host[digest]
+        self._used_bytes -= self._host.pop(digest).num_bytes
         del self._num_requests[digest]
         self._leaving.discard(digest)
         return True

@@ -54,8 +54,8 @@ class EngineConfig:
     """Tokens guessed ahead from what a sequence has read or said, and computed at once; 0 guesses none."""
     step_limit_s: float = 300.0
     """An engine process whose step, or load of an adapter, takes longer counts as hung and is replaced."""
-    max_overtakes: int = 64
-    """How many later requests may be admitted before one that waits for room for its adapter."""
+    adapter_turn_steps: int = 4
+    """Steps that an adapter stays on the device before one that waits for its turn may have its place."""
     fairness_slack: int = 2048
     """Tokens by which tenants, and a tenant's adapters, may be ahead of one that waits before they are preempted."""
     priority_head_start: int = 16384
@@ -79,7 +79,7 @@ class EngineConfig:
                 self._check_positive(name, getattr(self, name))
         self._check_range("step_limit_s", 2, 86400)
         self._check_range("max_step_stretch", 1.1, 1000)
-        self._check_range("max_overtakes", 0, _MANY)
+        self._check_range("adapter_turn_steps", 1, _MANY)
         self._check_range("speculative_tokens", 0, 7)
         self._check_range("priority_head_start", 0, _MANY)
         if self.max_batched_tokens < self.max_num_seqs:

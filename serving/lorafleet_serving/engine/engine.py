@@ -16,6 +16,7 @@ import torch
 
 from lorafleet_contract.digest import base_digest
 from lorafleet_serving.engine.adapter_pool import AdapterPool
+from lorafleet_serving.engine.adapter_turns import AdapterTurns
 from lorafleet_serving.engine.block_manager import BlockManager
 from lorafleet_serving.engine.chunk import Chunk
 from lorafleet_serving.engine.config import EngineConfig
@@ -74,24 +75,25 @@ class Engine:
         self.base_digest = base_digest(config.model)
         self.max_model_len = kv_cache.longest_sequence(config.max_model_len)
         self.hidden_size = model.hidden_size
+        self.item_bytes = dtype.itemsize
         self._request_check = RequestCheck(model.vocab_size, self.max_model_len)
         self._eos_token_ids = read_eos_token_ids(config.model)
-        self._adapters = AdapterPool(
+        self.adapters = AdapterPool(
             model,
             dtype,
             device,
             host_bytes=config.adapter_host_bytes,
             device_bytes=config.adapter_device_bytes,
         )
+        """Those in memory; filled by `load_adapter`, or by a `LoadQueue` beside the steps."""
         self._blocks = BlockManager(kv_cache.num_blocks, kv_cache.block_size, prefix_caching=config.prefix_caching)
         self._pace = PrefillPace(config.max_step_stretch, config.max_batched_tokens)
         self._scheduler = Scheduler(
             self._blocks,
-            self._adapters,
+            AdapterTurns(self.adapters, config.adapter_turn_steps),
             max_num_seqs=config.max_num_seqs,
             max_batched_tokens=config.max_batched_tokens,
             pace=self._pace,
-            max_overtakes=config.max_overtakes,
             fairness_slack=config.fairness_slack,
             priority_head_start=config.priority_head_start,
             most_guessing_rows=_MOST_GUESSING_ROWS,
@@ -128,7 +130,7 @@ class Engine:
         outputs, self._ended = self._ended, []
         if chunks:
             started = time.perf_counter()
-            logits = self._runner.run(chunks, self._adapters.weights)
+            logits = self._runner.run(chunks, self.adapters.weights)
             outputs += self._postprocess(chunks, None if logits is None else self._sampler(logits))
             self._num_steps += 1
             num_decodes = self._scheduler.num_decoding
@@ -158,7 +160,7 @@ class Engine:
         else:
             self._constraints.add(sequence)
         if request.adapter is not None:
-            self._adapters.enter(request.adapter)
+            self.adapters.enter(request.adapter)
         self._sequences[request.request_id] = sequence
         self._deadlines.add(sequence)
 
@@ -180,11 +182,11 @@ class Engine:
             AdapterRefusal: its contents are wrong or not served, or it is larger than a tier.
             NoRoom: other adapters fill the host tier.
         """
-        return self._adapters.load(digest, folder)
+        return self.adapters.load(digest, folder)
 
     def unload_adapter(self, digest: str) -> bool:
         """Drop an adapter; False if requests still use it, then it leaves `stats().host_adapters` with the last."""
-        return self._adapters.unload(digest)
+        return self.adapters.unload(digest)
 
     def generate(
         self, requests: Rows[GenerationRequest], on_finished: Callable[[str], None] | None = None
@@ -211,8 +213,8 @@ class Engine:
             num_waiting=len(self._scheduler.waiting),
             num_free_blocks=self._blocks.num_free,
             num_kv_blocks=self._blocks.num_blocks,
-            device_adapters=self._adapters.device_adapters,
-            host_adapters=self._adapters.host_adapters,
+            device_adapters=self.adapters.device_adapters,
+            host_adapters=self.adapters.host_adapters,
             num_steps=self._num_steps,
             num_preemptions=self._scheduler.num_preemptions,
         )
@@ -220,7 +222,7 @@ class Engine:
     def check_integrity(self) -> None:
         """Check every account of the engine; for tests and for idle times."""
         self._scheduler.check_integrity()
-        self._adapters.check_integrity()
+        self.adapters.check_integrity()
         live = {*self._scheduler.waiting, *self._scheduler.running}
         known = {sequence for sequence in self._sequences.values() if sequence not in self._constraints}
         assert live == known, "scheduler and engine do not know the same sequences"
@@ -309,11 +311,11 @@ class Engine:
         del self._sequences[sequence.request_id]
         self._deadlines.discard(sequence)
         if sequence.adapter is not None:
-            self._adapters.leave(sequence.adapter)
+            self.adapters.leave(sequence.adapter)
 
     def _check(self, request: GenerationRequest) -> None:
         if request.request_id in self._sequences:
             raise InvalidRequest(f"request_id {request.request_id!r} is in use", field="request_id")
         self._request_check.check(request)
-        if request.adapter is not None and not self._adapters.serves(request.adapter):
+        if request.adapter is not None and not self.adapters.serves(request.adapter):
             raise InvalidRequest(f"adapter {request.adapter} is not loaded", field="adapter")

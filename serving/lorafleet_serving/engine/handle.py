@@ -67,10 +67,10 @@ class EngineHandle:
         self._streams: dict[str, TokenStream] = {}
         self._waiting: dict[str, Tenant] = {}
         """Whose requests count as waiting, by id."""
-        self._loads: dict[str, asyncio.Future[None]] = {}
+        self._loads: dict[str, asyncio.Future[int]] = {}
         self._ready = asyncio.Event()
-        self.loaded: set[str] = set()
-        """Digests that the engine holds in host memory."""
+        self.loaded: dict[str, int] = {}
+        """Bytes of the adapters that the engine holds in host memory, by digest."""
         self.facts: EngineReady | None = None
         """What the engine said of itself when it last became ready; kept while it restarts."""
         self.stats: EngineStats | None = None
@@ -125,8 +125,8 @@ class EngineHandle:
         self._child.send(Generate(request))
         return stream
 
-    async def load(self, digest: str, folder: str) -> None:
-        """Bring an adapter into the engine's host memory.
+    async def load(self, digest: str, folder: str) -> int:
+        """Bring an adapter into the engine's host memory; returns its size there in bytes.
 
         Raises:
             AdapterRefusal: the engine does not serve such an adapter.
@@ -136,17 +136,17 @@ class EngineHandle:
         if not self.is_ready:
             raise PodUnavailable("the engine is starting")
         if digest in self.loaded:
-            return
+            return self.loaded[digest]
         future = self._loads.get(digest)
         if future is None:
             future = asyncio.get_running_loop().create_future()
             self._loads[digest] = future
             self._child.send(LoadAdapter(digest, folder))
-        await asyncio.shield(future)
+        return await asyncio.shield(future)
 
     def unload(self, digest: str) -> None:
-        """Let the engine drop an adapter once no request uses it."""
-        self.loaded.discard(digest)
+        """Let the engine drop an adapter that it holds, once no request uses it."""
+        del self.loaded[digest]
         self._child.send(UnloadAdapter(digest))
 
     def _receive(self, event: EngineEvent) -> None:
@@ -155,9 +155,9 @@ class EngineHandle:
                 self._feed(event)
             case EngineStats():
                 self.stats = event
-            case AdapterLoaded(digest):
-                self.loaded.add(digest)
-                self._loads.pop(digest).set_result(None)
+            case AdapterLoaded(digest, num_bytes):
+                self.loaded[digest] = num_bytes
+                self._loads.pop(digest).set_result(num_bytes)
             case AdapterRefused(digest, error):
                 self._loads.pop(digest).set_exception(error)
             case AdapterUnloaded():

@@ -61,6 +61,8 @@ class EngineReady:
     """Longest sequence, prompt and answer together, in tokens."""
     hidden_size: int
     """Width of the vectors that requests with pooling get."""
+    item_bytes: int
+    """Bytes of a number in an adapter's tensors."""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """The engine process: takes commands from the pipe, steps the engine while there is work, posts tokens.
 
 The main thread computes; another thread reads the pipe, so that the loop never waits for it, and ends
-the process at once when the front is gone. A step that hangs ends the process with every thread's
-stack in the log: the front starts another.
+the process at once when the front is gone. A third reads adapters. A step that hangs, or an adapter that cannot be read
+to its end, ends the process with every thread's stack in the log: the front starts another.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -21,8 +22,6 @@ from lorafleet_contract.openmp import wait_briefly
 from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.engine.messages import (
     Abort,
-    AdapterLoaded,
-    AdapterRefused,
     AdapterUnloaded,
     EngineCommand,
     EngineFailed,
@@ -34,27 +33,31 @@ from lorafleet_serving.engine.messages import (
     UnloadAdapter,
 )
 from lorafleet_serving.engine.request import FinishReason, TokenOutput
-from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, InvalidRequest, NoRoom, ServingError
+from lorafleet_serving.exceptions import InvalidRequest, ServingError
 from lorafleet_serving.heap import freeze_heap
 from lorafleet_serving.light_transformers import keep_torch_from_transformers
 
 if TYPE_CHECKING:
     from lorafleet_serving.engine.engine import Engine
+    from lorafleet_serving.engine.load_queue import LoadQueue, ReadEnded
 
 _logger = logging.getLogger(__name__)
 
 _STATS_INTERVAL_S = 0.25
+_LOOK_S = 1.0
+"""How often an engine with nothing to compute looks whether an adapter is read too long."""
 _ALARM_INTERVAL_S = 1.0
 """The alarm for a step that hangs is set anew so often at most: it costs a thread each time."""
 
-Inbox = queue.SimpleQueue[EngineCommand]
+Inbox = queue.SimpleQueue["EngineCommand | ReadEnded"]
 
 
 class EngineLoop:
     """Feeds commands into an engine and its results into the pipe."""
 
-    def __init__(self, engine: Engine, pipe: Connection, inbox: Inbox) -> None:
+    def __init__(self, engine: Engine, loads: LoadQueue, pipe: Connection, inbox: Inbox) -> None:
         self._engine = engine
+        self._loads = loads
         self._pipe = pipe
         self._inbox = inbox
         self._next_stats = 0.0
@@ -66,6 +69,7 @@ class EngineLoop:
         self._post_ready()
         while not self._stopped:
             self._take_commands()
+            self._check_read()
             self._set_alarm()
             if self._engine.has_unfinished():
                 outputs, parts = self._engine.step(), self._engine.prompt_parts()
@@ -80,14 +84,15 @@ class EngineLoop:
         if not self._engine.has_unfinished():
             self._post_stats(at_once=True)
             faulthandler.cancel_dump_traceback_later()
-            command = self._inbox.get()
-            self._next_alarm = 0.0
-            self._set_alarm()
-            self._handle(command)
+            with contextlib.suppress(queue.Empty):  # Nothing has come while an adapter was read.
+                command = self._inbox.get(timeout=None if self._loads.reading_s is None else _LOOK_S)
+                self._next_alarm = 0.0
+                self._set_alarm()
+                self._handle(command)
         while not self._stopped and not self._inbox.empty():
             self._handle(self._inbox.get())
 
-    def _handle(self, command: EngineCommand) -> None:
+    def _handle(self, command: EngineCommand | ReadEnded) -> None:
         match command:
             case Generate(request):
                 try:
@@ -101,25 +106,22 @@ class EngineLoop:
             case Abort(request_id):
                 self._engine.abort(request_id)
             case LoadAdapter(digest, folder):
-                self._load(digest, Path(folder))
+                self._loads.add(digest, Path(folder))
             case UnloadAdapter(digest):
                 self._engine.unload_adapter(digest)
                 self._pipe.send(AdapterUnloaded(digest))
             case Shutdown():
                 self._stopped = True
+            case read:
+                self._loads.take(read)
 
-    def _load(self, digest: str, folder: Path) -> None:
-        try:
-            num_bytes = self._engine.load_adapter(digest, folder)
-        except (AdapterRefusal, NoRoom) as error:
-            self._pipe.send(AdapterRefused(digest, error))
-        except Exception as error:
-            # A load touches nothing of the batch: no adapter, however odd, is worth everybody's answers. Whether it was
-            # the adapter or the machine is unknown, so that it is tried again, and not refused for good.
-            _logger.exception("loading adapter %s failed", digest)
-            self._pipe.send(AdapterRefused(digest, FetchFailed(f"it could not be loaded: {error!r}")))
-        else:
-            self._pipe.send(AdapterLoaded(digest, num_bytes))
+    def _check_read(self) -> None:
+        """End the process when an adapter cannot be read to its end: the next would wait behind it for ever."""
+        reading_s = self._loads.reading_s
+        if reading_s is not None and reading_s > self._engine.config.step_limit_s:
+            _logger.error("an adapter has been read for %.0f s and has no end: the engine starts again", reading_s)
+            faulthandler.dump_traceback()
+            os._exit(1)
 
     def _set_alarm(self) -> None:
         now = time.monotonic()
@@ -135,6 +137,7 @@ class EngineLoop:
             block_size=self._engine.config.block_size,
             max_model_len=self._engine.max_model_len,
             hidden_size=self._engine.hidden_size,
+            item_bytes=self._engine.item_bytes,
         )
         self._pipe.send(ready)
 
@@ -151,6 +154,7 @@ def engine_main(pipe: Connection, config: EngineConfig) -> None:
     keep_torch_from_transformers()
     # The front imports this module only to name it: torch belongs into this process alone.
     from lorafleet_serving.engine.engine import Engine
+    from lorafleet_serving.engine.load_queue import LoadQueue
 
     inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, inbox), name="commands", daemon=True).start()
@@ -167,7 +171,8 @@ def engine_main(pipe: Connection, config: EngineConfig) -> None:
         pipe.send(EngineFailed(f"the base model {config.model} cannot be loaded: {error!r}"))
         return
     try:
-        EngineLoop(engine, pipe, inbox).run()
+        loads = LoadQueue(engine.adapters, on_read=inbox.put, send=pipe.send)
+        EngineLoop(engine, loads, pipe, inbox).run()
     except Exception:  # The state of the batch is unknown after an own bug: a fresh process is the only safe one.
         _logger.exception("the engine failed")
         os._exit(1)

@@ -10,13 +10,13 @@ Prompts, begun or waiting, share what is left in the order of `FairShare`: the t
 computed by its weight, of its adapters those served least, to within half of `fairness_slack`, of their sequences the
 first. A level of priority counts as `priority_head_start` tokens of each. Four rules bound every wait:
 
-- Whoever finds no place in the batch, no blocks, or no room for its adapter, while running sequences are more than
-  `fairness_slack` tokens ahead of it, has one of those preempted in each step until it is admitted. So a tenant of
-  weight 1 that asks for little waits for its first token, behind others whose queues never end, while at most
-  `fairness_slack` + its prompt + the head start of their priority, in new tokens, are computed for each unit of their
-  weight, and for at most two steps for each sequence of the batch; and an adapter behind other adapters likewise.
-- For lack of blocks or of a place nobody overtakes. A sequence whose adapter finds no room is overtaken by at most
-  `max_overtakes` others, and by none that is `fairness_slack` ahead of it.
+- Whoever finds no place in the batch, or no blocks, while running sequences are more than `fairness_slack` tokens ahead
+  of it, has one of those preempted in each step until it is admitted, and nobody overtakes it. So a tenant of weight 1
+  that asks for little waits for its first token, behind others whose queues never end, while at most `fairness_slack` +
+  its prompt + the head start of their priority, in new tokens, are computed for each unit of their weight, for at most
+  two steps for each sequence of the batch, and for its pauses; and an adapter behind other adapters likewise.
+- Where the adapters of the batch do not all fit on the device they take turns: a sequence in the batch pauses between
+  two turns for no longer than `AdapterTurns` says.
 - When blocks run out for those that decode, the sequence whose turn would be last gives back its own: one of the
   lowest priority, of a tenant and adapter served most, the last arrived. It is computed again later, at no charge.
 - What runs goes on unless it is preempted so: the least served of all never is.
@@ -26,26 +26,15 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from lorafleet_serving.engine.adapter_turns import AdapterTurns
 from lorafleet_serving.engine.block_manager import BlockManager
 from lorafleet_serving.engine.chunk import Chunk
 from lorafleet_serving.engine.fair_share import FairShare
 from lorafleet_serving.engine.prefill_pace import FEWEST_TOKENS
 from lorafleet_serving.engine.sequence import Sequence, SequenceStatus
 from lorafleet_serving.engine.waiting_queue import WaitingQueue
-
-
-class Residency(Protocol):
-    """Holds adapters on the device while sequences run."""
-
-    def acquire(self, digest: str) -> bool:
-        """Make an adapter resident and hold it; False while there is no room."""
-        ...
-
-    def release(self, digest: str) -> None:
-        """Give back one hold."""
-        ...
 
 
 class Pace(Protocol):
@@ -56,42 +45,32 @@ class Pace(Protocol):
         ...
 
 
-class _Refusal(NamedTuple):
-    """A sequence whose turn it was, and that could not be admitted."""
-
-    sequence: Sequence
-    lacks_room: bool
-    """Whether what it lacks is room for its adapter; else it is a place in the batch, or blocks."""
-
-
 class Scheduler:
     """Waiting and running sequences."""
 
     def __init__(
         self,
         blocks: BlockManager,
-        residency: Residency,
+        turns: AdapterTurns,
         *,
         max_num_seqs: int,
         max_batched_tokens: int,
         pace: Pace,
-        max_overtakes: int,
         fairness_slack: int,
         priority_head_start: int,
         most_guessing_rows: int = 0,
     ) -> None:
         self._blocks = blocks
-        self._residency = residency
+        self._turns = turns
         self._max_num_seqs = max_num_seqs
         self._max_batched_tokens = max_batched_tokens
         self._pace = pace
-        self._max_overtakes = max_overtakes
         self._slack = fairness_slack
         self._most_guessing_rows = most_guessing_rows
         # Half of what is borne before anybody is preempted, so that order mends most of it without.
         self._shares = FairShare(priority_head_start, adapter_grain=fairness_slack // 2)
-        self._refusals: list[_Refusal] = []
-        """Those of the last step, in order; behind one that lacks anything but room nobody was tried."""
+        self.refused: Sequence | None = None
+        """The one whose turn it was in the last step, and that found no place or no blocks; nobody was tried after."""
         self.waiting = WaitingQueue(self._shares)
         self.running: list[Sequence] = []
         """In order of arrival."""
@@ -107,6 +86,15 @@ class Scheduler:
     def schedule(self) -> list[Chunk]:
         """Choose the chunks of the next step; empty only if nothing is left or nothing can be admitted."""
         self._make_way()
+        self.refused = None
+        chunks: list[Chunk] = []
+        # A second time, where all that had their turn lost their blocks: then others have theirs.
+        while not chunks and (self.running or (self.waiting and self.refused is None)):
+            self._turns.begin_step()
+            chunks = self._schedule_step()
+        return chunks
+
+    def _schedule_step(self) -> list[Chunk]:
         chunks = self._schedule_decodes()
         budget = self._max_batched_tokens - sum(chunk.num_rows for chunk in chunks)
         self.num_decoding = len(chunks)
@@ -138,29 +126,25 @@ class Scheduler:
         assert self.running == sorted(self.running, key=_arrival), "the running sequences are out of order"
         assert all(not sequence.block_table for sequence in self.waiting), "a waiting sequence holds blocks"
         assert len(self.running) <= self._max_num_seqs, "more sequences run than may"
-        self.waiting.check_integrity(self._max_overtakes)
+        self.waiting.check_integrity()
+        self._turns.check_integrity(sequence.adapter for sequence in self.running)
         self._shares.check_integrity(self.waiting, self.running)
         self._blocks.check_integrity(self.running)
 
     def _make_way(self) -> None:
         """Preempt a sequence for one that was refused in the last step, if that has fallen too far behind."""
-        refusals, self._refusals = self._refusals, []
-        for sequence, lacks_room in refusals:
-            if sequence.status is not SequenceStatus.WAITING:
-                continue
-            ahead = [other for other in self.running if self._is_ahead(other, sequence)]
-            if lacks_room:
-                # Room comes free only with an adapter that none of the others holds.
-                kept = {None, *(other.adapter for other in self.running if other not in ahead)}
-                ahead = [other for other in ahead if other.adapter not in kept]
+        refused = self.refused
+        if refused is not None and refused.status is SequenceStatus.WAITING:
+            ahead = [other for other in self.running if self._shares.lead(other, refused) > self._slack]
             if ahead:
                 self._preempt(self._shares.last(ahead))
-                return
 
     def _schedule_decodes(self) -> list[Chunk]:
         decoding: dict[Sequence, None] = {}
         for sequence in list(self.running):
             if sequence.status is not SequenceStatus.RUNNING or sequence.num_remaining != 1:
+                continue
+            if not self._turns.has(sequence.adapter):
                 continue
             while not self._blocks.append(sequence):
                 victim = self._shares.last(self.running)
@@ -192,43 +176,31 @@ class Scheduler:
 
     def _schedule_prefills(self, budget: int) -> list[Chunk]:
         chunks: list[Chunk] = []
-        begun = [sequence for sequence in self.running if sequence.num_remaining > 1]
+        begun = [item for item in self.running if item.num_remaining > 1 and self._turns.has(item.adapter)]
         while budget > 0 and (candidates := [*begun, *self._admissible()]):
             sequence = self._shares.first(candidates)
             if sequence.status is SequenceStatus.RUNNING:
                 begun.remove(sequence)
-            elif not self._admit(sequence):
+            elif not self._admit(sequence) or not self._turns.has(sequence.adapter):
                 continue
             chunks.append(Chunk(sequence, min(sequence.num_remaining, budget)))
             self._shares.charge(sequence, chunks[-1].num_tokens)
             budget -= chunks[-1].num_tokens
         if self._is_full and self.waiting:
-            self._refusals.append(_Refusal(self._shares.first(self.waiting.heads()), lacks_room=False))
+            self.refused = self._shares.first(self.waiting.heads())
         return chunks
 
     def _admissible(self) -> list[Sequence]:
         """The waiting sequences that may be tried now."""
-        if self._is_full or any(not refusal.lacks_room for refusal in self._refusals):
-            return []
-        blocked = [refusal.sequence for refusal in self._refusals]
-        return [head for head in self.waiting.heads() if head not in blocked]
+        return [] if self._is_full or self.refused is not None else self.waiting.heads()
 
     def _admit(self, sequence: Sequence) -> bool:
         """Have a sequence run, or refuse it."""
-        blocked = [refusal.sequence for refusal in self._refusals]
-        if any(self._holds_up(other, sequence) for other in blocked):
-            self._refusals.append(_Refusal(sequence, lacks_room=False))
-            return False
-        if sequence.adapter is not None and not self._residency.acquire(sequence.adapter):
-            self._refusals.append(_Refusal(sequence, lacks_room=True))
-            return False
         # A block in reserve for each running sequence, so that an admission does not soon cost a preemption.
         if not self._blocks.allocate(sequence, num_reserved=len(self.running)):
-            self._release(sequence)
-            self._refusals.append(_Refusal(sequence, lacks_room=False))
+            self.refused = sequence
             return False
         self.waiting.remove(sequence)
-        self.waiting.overtake(blocked, sequence)
         self._start(sequence)
         return True
 
@@ -236,14 +208,9 @@ class Scheduler:
     def _is_full(self) -> bool:
         return len(self.running) >= self._max_num_seqs
 
-    def _holds_up(self, blocked: Sequence, sequence: Sequence) -> bool:
-        return self.waiting.num_overtaken(blocked) >= self._max_overtakes or self._is_ahead(sequence, blocked)
-
-    def _is_ahead(self, sequence: Sequence, other: Sequence) -> bool:
-        return self._shares.lead(sequence, other) > self._slack
-
     def _start(self, sequence: Sequence) -> None:
         self._shares.admit(sequence)
+        self._turns.enter(sequence.adapter)
         sequence.status = SequenceStatus.RUNNING
         if sequence.admitted_at is None:
             sequence.admitted_at, sequence.num_cached = time.monotonic(), sequence.num_computed
@@ -259,11 +226,7 @@ class Scheduler:
 
     def _give_back(self, sequence: Sequence, *, forget: bool = False) -> None:
         self._blocks.free(sequence, forget=forget)
-        self._release(sequence)
-
-    def _release(self, sequence: Sequence) -> None:
-        if sequence.adapter is not None:
-            self._residency.release(sequence.adapter)
+        self._turns.leave(sequence.adapter)
 
 
 def _arrival(sequence: Sequence) -> int:

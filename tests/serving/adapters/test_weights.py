@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorafleet_serving.adapters.weights import AdapterWeights, read_adapter
+from lorafleet_serving.adapters.weights import AdapterWeights, stage_adapter
 from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge, NoRoom
 from lorafleet_serving.models.registry import LanguageModel, load_model
 from tests.serving.random_model import write_adapter, write_llama
@@ -41,7 +41,7 @@ def adapter(base: Path, tmp_path: Path) -> Path:
 
 
 def read(folder: Path, model: LanguageModel, dtype: torch.dtype = torch.float32) -> AdapterWeights:
-    return read_adapter("sha256:x", folder, model, dtype, GIB)
+    return stage_adapter("sha256:x", folder, model, dtype, GIB).finish(model)
 
 
 def edit_config(folder: Path, **changes: object) -> None:
@@ -228,9 +228,9 @@ def test_adapter_of_a_larger_model_is_refused(model: LanguageModel, tmp_path: Pa
 
 def test_adapter_beyond_the_budget_is_refused_before_it_is_read(adapter: Path, model: LanguageModel) -> None:
     with pytest.raises(AdapterTooLarge, match="may take 100"):
-        read_adapter("sha256:x", adapter, model, torch.float32, 100)
+        stage_adapter("sha256:x", adapter, model, torch.float32, 100)
     with pytest.raises(NoRoom, match="100 are left"):
-        read_adapter("sha256:x", adapter, model, torch.float32, GIB, 100)
+        stage_adapter("sha256:x", adapter, model, torch.float32, GIB, 100)
 
 
 @pytest.mark.parametrize("num_bytes", [0, 5, 8, 500, -1])
@@ -289,6 +289,6 @@ def test_dora_at_the_embedding_is_refused(base: Path, model: LanguageModel, tmp_
 def test_dora_takes_the_memory_that_was_asked_for(base: Path, model: LanguageModel, tmp_path: Path) -> None:
     write_adapter(base, tmp_path, use_dora=True)
     num_bytes = read(tmp_path, model).num_bytes
-    read_adapter("sha256:x", tmp_path, model, torch.float32, num_bytes)
+    stage_adapter("sha256:x", tmp_path, model, torch.float32, num_bytes)
     with pytest.raises(AdapterTooLarge):
-        read_adapter("sha256:x", tmp_path, model, torch.float32, num_bytes - 1)
+        stage_adapter("sha256:x", tmp_path, model, torch.float32, num_bytes - 1)

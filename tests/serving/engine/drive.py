@@ -11,6 +11,7 @@ import torch
 
 from lorafleet_serving.adapters.slots import DeviceSlots
 from lorafleet_serving.adapters.weights import AdapterWeights
+from lorafleet_serving.engine.adapter_turns import AdapterTurns
 from lorafleet_serving.engine.block_manager import BlockManager
 from lorafleet_serving.engine.chunk import Chunk
 from lorafleet_serving.engine.prompt_lookup import PromptLookup
@@ -55,7 +56,7 @@ class Drive:
     max_num_seqs: int = 4
     max_batched_tokens: int = 8
     max_prefill_tokens: int = 8
-    max_overtakes: int = 3
+    turn_steps: int = 2
     fairness_slack: int = 64
     priority_head_start: int = 256
     speculative_tokens: int = 0
@@ -68,11 +69,10 @@ class Drive:
         self.slots = Slots(self.num_slots)
         self.scheduler = Scheduler(
             self.blocks,
-            self.slots,
+            AdapterTurns(self.slots, self.turn_steps),
             max_num_seqs=self.max_num_seqs,
             max_batched_tokens=self.max_batched_tokens,
             pace=SteadyPace(self.max_prefill_tokens),
-            max_overtakes=self.max_overtakes,
             fairness_slack=self.fairness_slack,
             priority_head_start=self.priority_head_start,
             most_guessing_rows=self.max_batched_tokens,

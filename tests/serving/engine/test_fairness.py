@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -53,7 +54,7 @@ def check_wait(drive: Drive, others: list[Greedy], newcomer: Sequence, weights: 
     event(f"preempted {min(drive.num_preemptions, 3)}")
     had = [other.num_charged - charged for other, charged in zip(others, before, strict=True)]
     may = [allowance(drive, other, newcomer, weight) for other, weight in zip(others, weights, strict=True)]
-    steps = 2 * NUM_SEQS * BUDGET
+    steps = (2 * NUM_SEQS + pauses(drive, others, newcomer)) * BUDGET
     assert all(tokens <= most + steps for tokens, most in zip(had, may, strict=True))
     assert sum(had) <= sum(may) + steps
 
@@ -65,6 +66,16 @@ def allowance(drive: Drive, other: Greedy, newcomer: Sequence, weight: float) ->
     own = drive.fairness_slack + len(ours.prompt_token_ids) / ours.tenant.weight
     head_start = max(0, other.priority - ours.priority) * drive.priority_head_start
     return weight * (own + head_start)
+
+
+def pauses(drive: Drive, others: list[Greedy], newcomer: Sequence) -> int:
+    """Steps for which the newcomer may pause; none where all adapters fit on the device."""
+    adapters = {newcomer.adapter, *(other.adapter for other in others)} - {None}
+    if newcomer.adapter is None or len(adapters) <= drive.num_slots:
+        return 0
+    # It gets on by a token in each step of a turn at least.
+    num_turns = math.ceil(len(newcomer.request.prompt_token_ids) / drive.turn_steps)
+    return num_turns * math.ceil(len(adapters) / drive.num_slots) * drive.turn_steps
 
 
 weight_strategy = st.sampled_from([0.5, 1.0, 4.0])
@@ -86,7 +97,7 @@ drives = st.builds(
     max_num_seqs=st.just(NUM_SEQS),
     max_batched_tokens=st.just(BUDGET),
     max_prefill_tokens=st.sampled_from([2, BUDGET]),
-    max_overtakes=st.sampled_from([0, 3, 100]),
+    turn_steps=st.sampled_from([1, 2, 5]),
     fairness_slack=st.sampled_from([16, 64]),
     priority_head_start=st.sampled_from([0, 64]),
     speculative_tokens=st.sampled_from([0, 0, 3]),

@@ -9,8 +9,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import cast
 
+import pytest
+
+from lorafleet_serving.engine.adapter_pool import AdapterPool
 from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.engine.engine import Engine
+from lorafleet_serving.engine.load_queue import LoadQueue
 from lorafleet_serving.engine.messages import EngineStats, Generate, PromptPart, Shutdown
 from lorafleet_serving.engine.process import EngineLoop, Inbox
 from lorafleet_serving.engine.request import GenerationRequest, TokenOutput
@@ -23,6 +27,7 @@ class SlowEngine:
 
     base_digest = ""
     hidden_size = 8
+    item_bytes = 2
     max_model_len = 1
 
     def __init__(self, step_s: float) -> None:
@@ -53,7 +58,9 @@ def run_loop(pipe: Connection, step_s: float, idle_s: float, end_s: float) -> No
     inbox.put(Generate(GenerationRequest("slow", (1,))))
     if not idle_s:
         inbox.put(Shutdown())
-    loop = EngineLoop(cast("Engine", SlowEngine(step_s)), pipe, inbox)
+    # It gets no order, so that it asks no pool.
+    loads = LoadQueue(cast("AdapterPool", None), inbox.put, pipe.send)
+    loop = EngineLoop(cast("Engine", SlowEngine(step_s)), loads, pipe, inbox)
     if idle_s:
         import threading
 
@@ -73,8 +80,11 @@ def _exit_code(step_s: float, idle_s: float = 0.0, end_s: float = 0.0) -> int | 
     return process.exitcode
 
 
-def test_a_step_that_hangs_ends_the_process() -> None:
+def test_a_step_that_hangs_ends_the_process(capfd: pytest.CaptureFixture[str]) -> None:
     assert _exit_code(step_s=3600.0) == 1
+    told = capfd.readouterr().err
+    assert "Timeout" in told
+    assert "in step" in told, "the stacks are not in the log"
 
 
 def test_an_engine_that_has_nothing_to_do_for_long_is_left_alone() -> None:

@@ -128,24 +128,30 @@ def test_tenants_share_the_prefill_budget() -> None:
     assert other.status is SequenceStatus.FINISHED
 
 
-def test_adapter_without_room_is_overtaken_a_bounded_number_of_times() -> None:
-    drive = Drive(num_slots=1, max_num_seqs=2, max_overtakes=3, num_blocks=64)
-    drive.add(2, num_new=40, adapter="a")
-    drive.add(2, num_new=1, adapter="b", first_token=50)
-    for index in range(8):
-        drive.add(2, num_new=1, adapter="a", first_token=100 + 10 * index)
-    drive.run()
-    assert drive.admitted.index("1") == 4
-    assert drive.admitted[1:4] == ["2", "3", "4"]
+def test_adapters_that_do_not_fit_together_take_turns() -> None:
+    drive = Drive(num_slots=1, max_num_seqs=3, turn_steps=3, num_blocks=64)
+    for index, adapter in enumerate("abc"):
+        drive.add(2, num_new=8, adapter=adapter, first_token=50 * index)
+    computed = [{chunk.sequence.adapter for chunk in drive.step()} for _ in range(18)]
+    assert computed == [{"a"}] * 3 + [{"b"}] * 3 + [{"c"}] * 3 + [{"a"}] * 3 + [{"b"}] * 3 + [{"c"}] * 3
+    assert drive.num_preemptions == 0
 
 
-def test_base_requests_overtake_an_adapter_that_waits_for_room() -> None:
-    drive = Drive(num_slots=1)
-    drive.add(2, num_new=20, adapter="a")
-    drive.add(2, num_new=1, adapter="b")
-    drive.add(2, num_new=1)
-    drive.step()
-    assert drive.admitted == ["0", "2"]
+def test_an_adapter_that_is_done_makes_way_at_once() -> None:
+    drive = Drive(num_slots=1, turn_steps=100, num_blocks=64)
+    drive.add(2, num_new=3, adapter="a")
+    drive.add(2, num_new=3, adapter="b", first_token=50)
+    assert [next(iter(drive.step())).sequence.adapter for _ in range(6)] == ["a"] * 3 + ["b"] * 3
+
+
+def test_what_needs_no_adapter_never_pauses() -> None:
+    drive = Drive(num_slots=1, num_blocks=64)
+    base = drive.add(2, num_new=12)
+    for index, adapter in enumerate("ab"):
+        drive.add(2, num_new=20, adapter=adapter, first_token=50 * (index + 1))
+    for _ in range(12):
+        assert base in [chunk.sequence for chunk in drive.step()]
+    assert base.status is SequenceStatus.FINISHED
 
 
 def test_aborted_sequence_gives_back_everything() -> None:
@@ -173,16 +179,16 @@ request_strategy = st.tuples(
     num_blocks=st.integers(8, 20),
     num_slots=st.integers(1, 3),
     max_num_seqs=st.integers(1, 5),
-    max_overtakes=st.integers(0, 3),
+    turn_steps=st.integers(1, 3),
 )
 def test_every_request_ends_and_nothing_leaks(
     requests: list[tuple[int, int, str | None, int, int, int | None]],
     num_blocks: int,
     num_slots: int,
     max_num_seqs: int,
-    max_overtakes: int,
+    turn_steps: int,
 ) -> None:
-    drive = Drive(num_blocks, num_slots, max_num_seqs, max_overtakes=max_overtakes)
+    drive = Drive(num_blocks, num_slots, max_num_seqs, turn_steps=turn_steps)
     aborts: list[tuple[int, Sequence]] = []
     now = 0
     for num_tokens, num_new, adapter, first_token, delay, abort_after in requests:

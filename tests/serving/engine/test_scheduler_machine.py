@@ -48,7 +48,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_slots=st.integers(1, 3),
         max_num_seqs=st.integers(1, 5),
         max_prefill_tokens=st.integers(1, 8),
-        max_overtakes=st.integers(0, 4),
+        turn_steps=st.integers(1, 4),
         fairness_slack=st.sampled_from([1, 8, 64]),
         priority_head_start=st.sampled_from([0, 32]),
         speculative_tokens=st.sampled_from([0, 1, 4]),
@@ -85,8 +85,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def watch_the_first(self) -> None:
         scheduler = self.drive.scheduler
-        waits = [refusal.sequence for refusal in scheduler._refusals[:1] if not refusal.lacks_room]
-        ahead = [item for item in waits if any(scheduler._is_ahead(other, item) for other in scheduler.running)]
+        waits = [] if scheduler.refused is None else [scheduler.refused]
+        lead, slack = scheduler._shares.lead, self.drive.fairness_slack
+        ahead = [item for item in waits if any(lead(other, item) > slack for other in scheduler.running)]
         self.behind = Counter({item: self.behind[item] + 1 for item in ahead})
         assert max(self.behind.values(), default=0) <= 2 * self.drive.max_num_seqs, "nobody makes way"
 

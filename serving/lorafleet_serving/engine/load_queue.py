@@ -1,0 +1,128 @@
+"""Adapters that are read into host memory beside the engine's steps, so that no answer waits for them.
+
+Reading maps files, converts and scales tensors: all of it in a thread of its own. One adapter at a time, in the order
+of the asking, because what the next may take is known once this one has its place. Only torch's own operators run
+there, and never the kernels: numba ends a process in which two threads enter its parallel code at once, unless a
+library that not every machine has keeps them apart.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import torch
+
+from lorafleet_serving.adapters.weights import StagedAdapter
+from lorafleet_serving.engine.adapter_pool import AdapterPool
+from lorafleet_serving.engine.messages import AdapterLoaded, AdapterRefused
+from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, NoRoom
+
+_logger = logging.getLogger(__name__)
+
+_NICENESS = 10
+"""What of the cores the steps leave is enough: an adapter that comes a little later holds up only those who ask it."""
+
+
+class _Order(NamedTuple):
+    digest: str
+    folder: Path
+    free_bytes: int
+
+
+class ReadEnded(NamedTuple):
+    """What came of reading an adapter."""
+
+    digest: str
+    result: StagedAdapter | AdapterRefusal | NoRoom | FetchFailed
+
+
+class LoadQueue:
+    """Loads that have not ended.
+
+    `on_read` is told from another thread that an adapter was read, and has it handed to `take` in the engine's own;
+    `send` is told what became of each load.
+    """
+
+    def __init__(
+        self,
+        adapters: AdapterPool,
+        on_read: Callable[[ReadEnded], None],
+        send: Callable[[AdapterLoaded | AdapterRefused], None],
+    ) -> None:
+        self._adapters = adapters
+        self._on_read = on_read
+        self._send = send
+        self._waiting: deque[tuple[str, Path]] = deque()
+        self._orders: SimpleQueue[_Order] = SimpleQueue()
+        self._began_at: float | None = None
+        # A daemon: one that hangs must not keep the process from ending.
+        threading.Thread(target=self._read_all, name="adapter-reader", daemon=True).start()
+
+    @property
+    def reading_s(self) -> float | None:
+        """For how long the adapter that is being read has been; None while none is."""
+        return None if self._began_at is None else time.monotonic() - self._began_at
+
+    def add(self, digest: str, folder: Path) -> None:
+        """Load an adapter after those asked for before; one that is there already ends at once, and stays."""
+        if not self._kept(digest):
+            self._waiting.append((digest, folder))
+            self._begin_next()
+
+    def take(self, read: ReadEnded) -> None:
+        """End the load of an adapter that was read, and begin the next."""
+        self._began_at = None
+        self._send(self._admitted(read))
+        self._begin_next()
+
+    def _begin_next(self) -> None:
+        while self._waiting and self._began_at is None:
+            digest, folder = self._waiting.popleft()
+            # It may have been asked for twice.
+            if not self._kept(digest):
+                self._began_at = time.monotonic()
+                self._orders.put(_Order(digest, folder, self._adapters.free_host_bytes))
+
+    def _kept(self, digest: str) -> bool:
+        num_bytes = self._adapters.keep(digest)
+        if num_bytes is not None:
+            self._send(AdapterLoaded(digest, num_bytes))
+        return num_bytes is not None
+
+    def _admitted(self, read: ReadEnded) -> AdapterLoaded | AdapterRefused:
+        if not isinstance(read.result, StagedAdapter):
+            return AdapterRefused(read.digest, read.result)
+        try:
+            return AdapterLoaded(read.digest, self._adapters.admit(read.result))
+        except AdapterRefusal as error:
+            return AdapterRefused(read.digest, error)
+
+    def _read_all(self) -> None:
+        torch.set_num_threads(1)  # Of this thread. The cores belong to the steps.
+        if sys.platform == "linux":  # Elsewhere it would be the whole process that steps back.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        while True:
+            self._on_read(self._read(self._orders.get()))
+
+    def _read(self, order: _Order) -> ReadEnded:
+        if not order.folder.is_dir():
+            return ReadEnded(order.digest, FetchFailed("its files have left the disk tier meanwhile"))
+        try:
+            return ReadEnded(order.digest, self._adapters.read(order.digest, order.folder, order.free_bytes))
+        except (AdapterRefusal, NoRoom) as error:
+            # Without the frames it went through, which hold tensors.
+            return ReadEnded(order.digest, error.with_traceback(None))
+        except Exception as error:
+            # A read touches nothing of the batch: no adapter, however odd, is worth everybody's answers. Whether it was
+            # the adapter or the machine is unknown, so that it is tried again, and not refused for good.
+            _logger.exception("loading adapter %s failed", order.digest)
+            return ReadEnded(order.digest, FetchFailed(f"it could not be loaded: {error!r}"))

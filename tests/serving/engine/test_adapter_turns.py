@@ -1,0 +1,124 @@
+"""Adapters that take turns on the device: within its budget, in order, and none pauses for longer than is said."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from hypothesis import given, settings, strategies as st
+
+from lorafleet_serving.engine.adapter_turns import AdapterTurns
+
+MOST_ADAPTERS = 8
+
+
+class Device:
+    """A budget of bytes."""
+
+    def __init__(self, num_bytes: int, sizes: dict[str, int]) -> None:
+        self.sizes = sizes
+        self.held: set[str] = set()
+        self._num_bytes = num_bytes
+
+    def acquire(self, digest: str) -> bool:
+        assert digest not in self.held, f"{digest} is held twice"
+        if sum(self.sizes[held] for held in self.held) + self.sizes[digest] > self._num_bytes:
+            return False
+        self.held.add(digest)
+        return True
+
+    def release(self, digest: str) -> None:
+        self.held.remove(digest)
+
+
+def equal_turns(num_slots: int, turn_steps: int, names: str) -> tuple[AdapterTurns, Device]:
+    device = Device(num_slots, dict.fromkeys(names, 1))
+    return AdapterTurns(device, turn_steps), device
+
+
+def test_those_that_fit_together_never_pause() -> None:
+    turns, device = equal_turns(3, 1, "abc")
+    for name in "abc":
+        turns.enter(name)
+    for _ in range(20):
+        turns.begin_step()
+        assert device.held == set("abc")
+    assert turns.num_pauses == 0
+
+
+def test_each_keeps_its_place_for_a_turn_and_gets_it_again() -> None:
+    turns, device = equal_turns(2, 3, "abcd")
+    for name in "abcd":
+        turns.enter(name)
+    seen = []
+    for _ in range(12):
+        turns.begin_step()
+        seen.append("".join(sorted(device.held)))
+    assert seen == ["ab"] * 2 + ["cd"] * 3 + ["ab"] * 3 + ["cd"] * 3 + ["ab"]
+
+
+def test_the_last_of_an_adapter_s_sequences_gives_its_place_back() -> None:
+    turns, device = equal_turns(1, 100, "ab")
+    for name in "aab":
+        turns.enter(name)
+    turns.leave("a")
+    turns.begin_step()
+    assert device.held == {"a"}
+    turns.leave("a")
+    assert device.held == set()
+    turns.begin_step()
+    assert device.held == {"b"}
+
+
+def test_one_that_leaves_while_it_waits_is_forgotten() -> None:
+    turns, device = equal_turns(1, 1, "abc")
+    for name in "abc":
+        turns.enter(name)
+    turns.leave("b")
+    turns.begin_step()
+    assert device.held == {"c"}
+    turns.check_integrity(["a", "c"])
+
+
+def test_none_is_let_past_one_that_needs_more_room() -> None:
+    device = Device(4, {"small-1": 2, "small-2": 2, "small-3": 2, "large": 4})
+    turns = AdapterTurns(device, 2)
+    for name in ("small-1", "small-2", "large", "small-3"):
+        turns.enter(name)
+    seen = []
+    for _ in range(5):
+        turns.begin_step()
+        seen.append(set(device.held))
+    assert {"large"} in seen
+    assert all("small-3" not in held for held in seen[: seen.index({"large"})])
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 4), min_size=2, max_size=MOST_ADAPTERS),
+    spare=st.integers(0, 8),
+    turn_steps=st.integers(1, 4),
+    events=st.lists(st.tuples(st.booleans(), st.integers(0, MOST_ADAPTERS - 1), st.integers(0, 3)), max_size=60),
+)
+def test_nobody_pauses_longer_than_is_said(
+    sizes: list[int], spare: int, turn_steps: int, events: list[tuple[bool, int, int]]
+) -> None:
+    names = [f"adapter-{number}" for number in range(len(sizes))]
+    device = Device(max(sizes) + spare, dict(zip(names, sizes, strict=True)))
+    turns = AdapterTurns(device, turn_steps)
+    most_steps = math.ceil(len(sizes) / ((max(sizes) + spare) // max(sizes))) * turn_steps
+    batch: Counter[str] = Counter()
+    paused: Counter[str] = Counter()
+    for joins, number, num_steps in [*events, (True, 0, 2 * most_steps)]:
+        name = names[number % len(names)]
+        if joins:
+            turns.enter(name)
+            batch[name] += 1
+        elif batch[name]:
+            turns.leave(name)
+            batch -= Counter((name,))
+        for _ in range(num_steps):
+            turns.begin_step()
+            turns.check_integrity(batch.elements())
+            paused = Counter({name: paused[name] + 1 for name in batch if not turns.has(name)})
+            assert max(paused.values(), default=0) <= most_steps, f"paused for {paused}, said were {most_steps}"
