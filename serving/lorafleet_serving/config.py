@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafleet_contract.registry import RegistryEndpoint
+from lorafleet_serving.adapters.eviction import EvictionPolicy
 from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.exceptions import InvalidSetting
 
@@ -77,6 +78,10 @@ class PodConfig:
     """Longest body of a request that is read."""
     max_merged_adapters: int = 16
     """Adapters merged for callers that are held at a time, in the host tier beside those of the registry."""
+    host_eviction: EvictionPolicy = EvictionPolicy.LRU
+    """Which adapter leaves the host tier for another."""
+    room_limit_s: float = 30.0
+    """How long an adapter waits for room in the host tier while all that is there is in use."""
     merged_idle_s: float = 600.0
     """How long a merged adapter is held after the last request for it."""
     admin_token: str | None = field(default=None, repr=False)
@@ -96,6 +101,7 @@ class PodConfig:
         _check("silence_limit_s", self.silence_limit_s, 2 <= self.silence_limit_s <= 3600, "between 2 and 3600")
         _check("max_body_bytes", self.max_body_bytes, self.max_body_bytes >= 1024, "at least 1024")
         _check("max_merged_adapters", self.max_merged_adapters, self.max_merged_adapters >= 1, "at least 1")
+        _check("room_limit_s", self.room_limit_s, self.room_limit_s >= 0, "at least 0")
         _check("merged_idle_s", self.merged_idle_s, self.merged_idle_s > 0, "above 0")
         if self.registry is not None:
             _check("registry_url", self.registry.url, _is_url(self.registry.url), "an http:// or https:// address")
@@ -155,6 +161,8 @@ _SETTINGS = (
     _Setting(PodConfig, "silence_limit_s", float, "seconds without a sign of life before a process is replaced"),
     _Setting(PodConfig, "max_body_bytes", int, "longest body of a request"),
     _Setting(PodConfig, "max_merged_adapters", int, "merged adapters that are held at a time"),
+    _Setting(PodConfig, "host_eviction", EvictionPolicy, "which adapter leaves the host tier first: lru, lfu or gdsf"),
+    _Setting(PodConfig, "room_limit_s", float, "seconds that an adapter waits for room in the host tier"),
     _Setting(PodConfig, "merged_idle_s", float, "seconds that a merged adapter is held unused"),
     _Setting(FetcherConfig, "cache_dir", Path, "folder of the disk tier"),
     _Setting(FetcherConfig, "s3_endpoint", str, "address of the S3 service; AWS unless set"),
@@ -167,7 +175,7 @@ _SETTINGS = (
     _Setting(EngineConfig, "max_num_seqs", int, "sequences in one batch"),
     _Setting(EngineConfig, "max_batched_tokens", int, "token budget of one step"),
     _Setting(EngineConfig, "max_step_stretch", float, "times as long a step may last for the prompts in it"),
-    _Setting(EngineConfig, "max_overtakes", int, "later requests admitted before one that finds no room"),
+    _Setting(EngineConfig, "adapter_turn_steps", int, "steps that an adapter has on the device while others wait"),
     _Setting(EngineConfig, "fairness_slack", int, "tokens by which others may be ahead of one that waits"),
     _Setting(EngineConfig, "priority_head_start", int, "tokens that a level of priority is worth"),
     _Setting(EngineConfig, "speculative_tokens", int, "tokens guessed ahead by prompt lookup, at most 7"),

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 from lorafleet_contract.digest import base_digest
 from lorafleet_contract.exceptions import InvalidName
@@ -22,8 +22,11 @@ from lorafleet_contract.registry import RegistryClient
 from lorafleet_serving.adapters.artifacts import Artifacts
 from lorafleet_serving.adapters.catalog import Catalog, CatalogVersion, ServedAdapter
 from lorafleet_serving.adapters.disk import lock_folder
+from lorafleet_serving.adapters.eviction import EvictionOrder
 from lorafleet_serving.adapters.handle import FetcherHandle
-from lorafleet_serving.adapters.merged import MergedAdapters
+from lorafleet_serving.adapters.host import HostTier
+from lorafleet_serving.adapters.merged import MergedAdapter, MergedAdapters
+from lorafleet_serving.adapters.residency import Residency
 from lorafleet_serving.adapters.rollout import Rollout
 from lorafleet_serving.adapters.smoke import SmokeTest
 from lorafleet_serving.adapters.trial import Trial
@@ -38,6 +41,7 @@ from lorafleet_serving.engine.request import ANONYMOUS, GenerationRequest, Pooli
 from lorafleet_serving.engine.waiting_limits import WaitingLimits
 from lorafleet_serving.exceptions import (
     AdapterNotReady,
+    AdapterRefusal,
     Forbidden,
     PodUnavailable,
     UnknownAdapter,
@@ -51,6 +55,15 @@ from lorafleet_serving.tokenizer import PodTokenizer
 _logger = logging.getLogger(__name__)
 
 Part = TypeVar("Part")
+
+
+class _Followed(NamedTuple):
+    """What follows the registry, where there is one."""
+
+    watcher: RegistryWatcher
+    rollout: Rollout
+    residency: Residency
+    merged: MergedAdapters
 
 
 class Pod:
@@ -72,21 +85,15 @@ class Pod:
             on_failure=on_failure,
         )
         self.fetcher = FetcherHandle(config.fetcher, silence_limit_s=config.silence_limit_s)
-        self.merged = MergedAdapters(
-            self.fetcher,
-            self.engine,
-            self.catalog,
-            max_adapters=config.max_merged_adapters,
-            idle_limit_s=config.merged_idle_s,
-        )
+        order = EvictionOrder(config.host_eviction)
+        self.host = HostTier(self.engine, config.engine.adapter_host_bytes, order, room_limit_s=config.room_limit_s)
         self.registry_error: str | None = None
         self.synced_at: float | None = None
         self.is_draining = False
         self.in_flight = InFlight()
         self._tokenizer: PodTokenizer | None = None
         self._constraints: ConstraintCheck | None = None
-        self._rollout: Rollout | None = None
-        self._watcher: RegistryWatcher | None = None
+        self._followed: _Followed | None = None
         self._caught_up = False
         self._cache_lock: IO[str] | None = None
         """Held open, and so held, as long as the pod lives."""
@@ -130,6 +137,11 @@ class Pod:
         return self.engine.facts
 
     @property
+    def num_merged(self) -> int:
+        """Merged adapters in the engine."""
+        return 0 if self._followed is None else self._followed.merged.num_held
+
+    @property
     def is_caught_up(self) -> bool:
         """Whether what the registry wanted was brought up or refused, since the engine last started."""
         self._note_progress()
@@ -164,10 +176,10 @@ class Pod:
 
     async def stop(self) -> None:
         """End the processes."""
-        if self._watcher is not None:
-            self._watcher.stop()
-        if self._rollout is not None:
-            self._rollout.stop()
+        if self._followed is not None:
+            self._followed.watcher.stop()
+            self._followed.rollout.stop()
+            self._followed.residency.stop()
         await asyncio.gather(self.engine.stop(), self.fetcher.stop())
         if self._cache_lock is not None:
             self._cache_lock.close()
@@ -179,8 +191,8 @@ class Pod:
 
     def nudge(self, name: str) -> None:
         """Look at one name of the registry at once."""
-        if self._watcher is not None:
-            self._watcher.nudge(name)
+        if self._followed is not None:
+            self._followed.watcher.nudge(name)
 
     def resolve(self, text: str, *, names_versions: bool) -> CatalogVersion | None:
         """What a request's `model` or `adapter_id` reaches now; None is the base model.
@@ -207,6 +219,18 @@ class Pod:
             )
         return self._resolve_named(reference)
 
+    async def load(self, adapter: CatalogVersion | MergedAdapter, caller: Caller) -> None:
+        """Have an adapter in the engine for a request that has a lease on its digest.
+
+        Raises:
+            ServingError: it is refused, no tier has room for it, or it cannot be had now.
+        """
+        assert self._followed is not None, "an adapter was found without a registry"
+        if isinstance(adapter, MergedAdapter):
+            await self._followed.merged.load(adapter)
+        else:
+            await self._followed.residency.load(adapter, caller.tenant)
+
     def begin(
         self,
         token_ids: tuple[int, ...],
@@ -224,8 +248,8 @@ class Pod:
         """
         self.in_flight.check_open()
         digest = version.digest if version is not None else None
-        if digest is not None and digest not in self.engine.loaded:
-            # It was when the version was found; the engine died since.
+        if digest is not None and not self.host.holds(digest):
+            # It was when it was found, and is held since; the engine died.
             raise PodUnavailable("the engine has started again and loads its adapters: try again in a few seconds")
         request = GenerationRequest(
             uuid.uuid4().hex,
@@ -239,7 +263,7 @@ class Pod:
         )
         with contextlib.ExitStack() as resources:
             if digest is not None:
-                resources.enter_context(self.catalog.lease(digest))
+                resources.enter_context(self.host.lease(digest))
             stream = self.engine.submit(request)
             resources.callback(stream.close)
             generation = Generation(stream, self.tokenizer, token_ids, stop, resources.pop_all())
@@ -247,31 +271,40 @@ class Pod:
         return generation
 
     def _follow(self, client: RegistryClient, tokenizer: PodTokenizer) -> None:
-        self._rollout = Rollout(
-            self.catalog,
-            Artifacts(client, self.fetcher, self.base_digest),
-            self.engine,
-            Trial(self.engine, SmokeTest(self.engine, tokenizer, self.config.smoke_tokens)),
-            self.merged,
-            self.config.refusal_recheck_s,
+        artifacts = Artifacts(client, self.fetcher, self.base_digest)
+        residency = Residency(self.host, self.engine, artifacts, self.limits, self._refuse)
+        merged = MergedAdapters(
+            self.fetcher,
+            self.host,
+            residency,
+            max_adapters=self.config.max_merged_adapters,
+            idle_limit_s=self.config.merged_idle_s,
         )
+        trial = Trial(self.engine, self.host, SmokeTest(self.engine, tokenizer, self.config.smoke_tokens))
+        rollout = Rollout(self.catalog, artifacts, residency, trial, self.config.refusal_recheck_s)
         to_loop = partial(post, asyncio.get_running_loop())
-        self._watcher = RegistryWatcher(
+        watcher = RegistryWatcher(
             client,
             self.base_digest,
             self.config.poll_interval_s,
             on_look=partial(to_loop, self._apply),
             on_error=partial(to_loop, self._note_registry_error),
         )
-        self._watcher.start()
+        self._followed = _Followed(watcher, rollout, residency, merged)
+        watcher.start()
 
     def _apply(self, look: RegistryLook) -> None:
-        assert self._rollout is not None
-        self._rollout.apply(look)
+        assert self._followed is not None, "somebody looked at a registry that is not followed"
+        self._followed.rollout.apply(look)
+        self._followed.merged.expire()
         if look.name is None:
             self.synced_at = time.time()
             self.registry_error = None
         self._note_progress()
+
+    def _refuse(self, version: CatalogVersion, error: AdapterRefusal) -> None:
+        assert self._followed is not None, "a version was refused that nobody found"
+        self._followed.rollout.refuse(version, error)
 
     def _note_registry_error(self, reason: str) -> None:
         if reason != self.registry_error:
@@ -281,15 +314,17 @@ class Pod:
     def _note_progress(self) -> None:
         """Once caught up the pod stays so, until the engine dies: a later promotion loads beside."""
         seen = self.config.registry is None or self.synced_at is not None
-        settled = self._rollout is None or self._rollout.is_settled
+        settled = self._followed is None or self._followed.rollout.is_settled
         # The engine may be ready before the front has read its tokenizer.
         if self.engine.is_ready and self._tokenizer is not None and seen and settled:
             self._caught_up = True
 
     def _engine_down(self) -> None:
         self._caught_up = False
-        if self._rollout is not None:
-            self._rollout.engine_down()
+        lost = self.host.engine_down()
+        if self._followed is not None:
+            by_digest = {version.digest: version for version in self.catalog.versions()}
+            self._followed.residency.restore([by_digest[digest] for digest in lost if digest in by_digest])
 
     def _resolve_named(self, reference: NamedAdapter) -> CatalogVersion:
         try:

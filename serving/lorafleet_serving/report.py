@@ -52,7 +52,7 @@ def _version(pod: Pod, version: CatalogVersion, state: ServeState) -> VersionRep
     stats = pod.engine.stats
     held = {
         Tier.DEVICE: stats is not None and version.digest in stats.device_adapters,
-        Tier.HOST: version.digest in pod.engine.loaded,
+        Tier.HOST: pod.host.holds(version.digest),
         Tier.DISK: version.digest in pod.fetcher.on_disk,
     }
     return VersionReport(
@@ -62,6 +62,6 @@ def _version(pod: Pod, version: CatalogVersion, state: ServeState) -> VersionRep
         aliases=version.aliases,
         error=version.error,
         tiers=tuple(tier for tier, there in held.items() if there),
-        pinned=bool(version.aliases),
-        in_flight=pod.catalog.in_flight(version.digest),
+        pinned=version.digest in pod.host.pinned,
+        in_flight=pod.host.num_leases(version.digest),
     )

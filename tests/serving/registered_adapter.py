@@ -70,7 +70,7 @@ class RegistryHand:
     """Writes to one registry and its S3."""
 
     def __init__(self, mlflow: RunningMLflow) -> None:
-        self._mlflow = mlflow
+        self.mlflow = mlflow
         self.client = RegistryClient(RegistryEndpoint(mlflow.url))
 
     def register(self, name: str, source: AdapterSource, source_override: str | None = None) -> Registered:
@@ -97,7 +97,7 @@ class RegistryHand:
     def unregister(self, registered: Registered) -> None:
         """Delete a version from the registry."""
         body = {"name": registered.name, "version": str(registered.version)}
-        address = f"{self._mlflow.url}/api/2.0/mlflow/model-versions/delete"
+        address = f"{self.mlflow.url}/api/2.0/mlflow/model-versions/delete"
         httpx.request("DELETE", address, json=body, timeout=30, trust_env=False).raise_for_status()
 
     def withdraw(self, registered: Registered) -> None:
@@ -109,18 +109,18 @@ class RegistryHand:
     def upload(self, address: str, data: bytes) -> None:
         """Write one object."""
         place = urlparse(address)
-        self._mlflow.s3.client().put_object(Bucket=place.netloc, Key=place.path.lstrip("/"), Body=data)
+        self.mlflow.s3.client().put_object(Bucket=place.netloc, Key=place.path.lstrip("/"), Body=data)
 
     def download(self, address: str) -> bytes:
         """Read one object."""
         place = urlparse(address)
-        answer = self._mlflow.s3.client().get_object(Bucket=place.netloc, Key=place.path.lstrip("/"))
+        answer = self.mlflow.s3.client().get_object(Bucket=place.netloc, Key=place.path.lstrip("/"))
         return answer["Body"].read()
 
     def delete(self, address: str) -> None:
         """Delete one object."""
         place = urlparse(address)
-        self._mlflow.s3.client().delete_object(Bucket=place.netloc, Key=place.path.lstrip("/"))
+        self.mlflow.s3.client().delete_object(Bucket=place.netloc, Key=place.path.lstrip("/"))
 
     def _create(self, name: str, address: str, tags: Mapping[str, str]) -> int:
         if not _exists(self.client, name):
@@ -130,7 +130,7 @@ class RegistryHand:
         return int(self._post("model-versions/create", body)["model_version"]["version"])
 
     def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        response = httpx.post(f"{self._mlflow.url}/api/2.0/mlflow/{path}", json=body, timeout=30, trust_env=False)
+        response = httpx.post(f"{self.mlflow.url}/api/2.0/mlflow/{path}", json=body, timeout=30, trust_env=False)
         response.raise_for_status()
         return dict(response.json())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from lorafleet_contract.digest import is_digest
 from lorafleet_contract.exceptions import ContractError
@@ -23,32 +24,43 @@ class Artifacts:
         self._base_digest = base_digest
 
     def keep(self, digests: frozenset[str]) -> None:
-        """Set the digests that the disk tier must not evict."""
+        """Set the digests that the disk tier evicts last."""
         self._fetcher.keep(digests)
 
     async def fetch(self, version: CatalogVersion, refused_stamp: str | None) -> Fetched | None:
-        """Have a version brought to disk and verified; None when the refused artifacts are unchanged.
+        """Have a version looked up in S3, brought to disk and verified; None when the refused artifacts are unchanged.
 
         Raises:
             AdapterRefusal: it must not be served as it is.
             FetchFailed: it could not be fetched now.
             NoRoom: the disk tier has no room for it now.
         """
+        return await self._fetcher.fetch(replace(await self._order(version), refused_stamp=refused_stamp))
+
+    async def have(self, version: CatalogVersion) -> Fetched:
+        """Have a version on disk, from wherever it comes first.
+
+        Raises:
+            AdapterRefusal, FetchFailed, NoRoom: as `fetch` does.
+        """
+        found = await self._fetcher.fetch(replace(await self._order(version), at_hand=True))
+        assert found is not None, "an order without a stamp was answered as unchanged"
+        return found
+
+    async def _order(self, version: CatalogVersion) -> FetchOrder:
         registered = version.registered
         if not is_digest(registered.digest):
             raise AdapterRefusal(f"tag lora.digest is {registered.digest!r}, which is no digest: register it again")
         if version.address is None:
             version.address = await asyncio.to_thread(self._find, registered)
-        order = FetchOrder(
+        return FetchOrder(
             order_id=0,
             name=registered.name,
             version=registered.version,
             digest=registered.digest,
             base_digest=self._base_digest,
             address=version.address,
-            refused_stamp=refused_stamp,
         )
-        return await self._fetcher.fetch(order)
 
     def _find(self, registered: RegisteredVersion) -> str:
         try:

@@ -7,9 +7,7 @@ everywhere; two versions may share one.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -104,33 +102,21 @@ class CatalogAdapter:
         if any(candidates):
             # With no `live` to fall back on, what served until now goes on while a new champion loads.
             candidates.append(self.versions.get(before or 0))
-        found = next((item for item in candidates if item is not None and self._eligible(item)), None)
+        found = next((item for item in candidates if item is not None and item.servable), None)
         self.serving = None if found is None else found.registered.version
         return self.serving != before
 
-    def _eligible(self, version: CatalogVersion) -> bool:
-        # What served before an engine restart keeps the name while it loads again: no other version slips in.
-        returns = version.registered.version == self.serving and version.state is ServeState.LOADING
-        return version.servable or (returns and not version.registered.withdrawn)
-
 
 class Catalog:
-    """All adapters of the pod, and the requests under way on them."""
+    """All adapters of the pod."""
 
     def __init__(self) -> None:
         self.adapters: dict[str, CatalogAdapter] = {}
-        self.on_idle: Callable[[str], None] | None = None
-        """Told when the last request on a digest has ended."""
-        self._in_flight: Counter[str] = Counter()
 
     def versions(self) -> Iterator[CatalogVersion]:
         """Every version that something asks for."""
         for adapter in self.adapters.values():
             yield from (version for version in adapter.versions.values() if version.state is not None)
-
-    def in_flight(self, digest: str) -> int:
-        """Requests under way on a digest."""
-        return self._in_flight[digest]
 
     def resolve(self, reference: NamedAdapter) -> CatalogVersion:
         """The version that a request reaches now.
@@ -156,19 +142,6 @@ class Catalog:
         if version is None:
             raise UnknownAdapter(f"there is no {reference} for this base model")
         return _servable(version)
-
-    @contextmanager
-    def lease(self, digest: str) -> Iterator[None]:
-        """Hold a digest loaded while a request runs on it."""
-        self._in_flight[digest] += 1
-        try:
-            yield
-        finally:
-            self._in_flight[digest] -= 1
-            if not self._in_flight[digest]:
-                del self._in_flight[digest]
-                if self.on_idle is not None:
-                    self.on_idle(digest)
 
 
 def _bare(adapter: CatalogAdapter) -> CatalogVersion:

@@ -2,7 +2,7 @@
 
 A folder appears under its digest by one rename, after its files were hashed, so that a crash leaves
 either a whole adapter or only scraps in the staging folder, which the next start removes. The least
-recently used adapter goes first; what is wanted never goes.
+recently used adapter goes first, and what is wanted only when nothing else is left.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class DiskTier:
         return frozenset(f"sha256:{path.name}" for path in self._adapters.iterdir())
 
     def keep(self, digests: frozenset[str]) -> None:
-        """Set the digests that eviction spares."""
+        """Set the digests that are evicted only when nothing else is left."""
         with self._lock:
             self._wanted = digests
 
@@ -94,7 +94,7 @@ class DiskTier:
         """A folder to download into, with `num_bytes` of the budget set aside for it.
 
         Raises:
-            NoRoom: everything in the budget is wanted.
+            NoRoom: it is more than the budget, or than what downloads under way leave of it.
         """
         self._reserve(num_bytes)
         folder = Path(tempfile.mkdtemp(dir=self._staging))
@@ -141,21 +141,23 @@ class DiskTier:
 
     def _reserve(self, num_bytes: int) -> None:
         with self._lock:
-            held = sorted(self._adapters.iterdir(), key=lambda path: path.stat().st_mtime)
+            held = sorted(self._adapters.iterdir(), key=self._worth)
             sizes = {path: _size(path) for path in held}
+            if self._reserved + num_bytes > self._budget:
+                raise NoRoom(
+                    f"the disk tier of {self._budget} bytes has no room for {num_bytes} bytes beside the "
+                    f"{self._reserved} that are on their way: raise --disk-bytes"
+                )
             excess = sum(sizes.values()) + self._reserved + num_bytes - self._budget
             for path in held:
                 if excess <= 0:
                     break
-                if f"sha256:{path.name}" not in self._wanted:
-                    self._remove(path)
-                    excess -= sizes[path]
-            if excess > 0:
-                raise NoRoom(
-                    f"the disk tier of {self._budget} bytes lacks {excess} bytes and everything in it is wanted: "
-                    "raise --disk-bytes or withdraw adapters"
-                )
+                self._remove(path)
+                excess -= sizes[path]
             self._reserved += num_bytes
+
+    def _worth(self, folder: Path) -> tuple[bool, float]:
+        return f"sha256:{folder.name}" in self._wanted, folder.stat().st_mtime
 
     def _remove(self, folder: Path) -> None:
         self._verified.discard(f"sha256:{folder.name}")

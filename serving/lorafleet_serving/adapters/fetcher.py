@@ -25,8 +25,10 @@ from lorafleet_serving.adapters.messages import (
     Merged,
     MergeOrder,
     NotFetched,
+    Order,
 )
 from lorafleet_serving.adapters.source import S3Source, StoredObject, stamp
+from lorafleet_serving.adapters.tensor_header import read_header
 from lorafleet_serving.adapters.verification import read_document, verify_documents, verify_files
 from lorafleet_serving.config import FetcherConfig
 from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge, FetchFailed, NoRoom
@@ -52,27 +54,49 @@ class Fetcher:
         post(FetcherReady(self._disk.digests()))
 
     def keep(self, command: KeepAdapters) -> None:
-        """Spare these digests from eviction."""
+        """Evict these digests last."""
         self._disk.keep(command.digests)
 
     def execute(self, order: FetchOrder) -> None:
         """Run one order to its result."""
+        self._answer(order, lambda: self._fetch(order))
+
+    def take_at_hand(self, order: FetchOrder) -> bool:
+        """Run one order if what it asks for is on disk and good; never waits for S3, nor for a download."""
+        flight = self._flights[order.digest]
+        if not flight.acquire(blocking=False):
+            return False
         try:
-            result = self._fetch(order)
-        except Exception as error:
-            _logger.exception("fetching %s:%d failed", order.name, order.version)
-            result = NotFetched(order.order_id, FetchFailed(f"the fetcher failed: {error!r}"))
-        self._post(result)
+            found = self._on_disk(order)
+        except (AdapterRefusal, OSError):
+            return False  # S3 may have better, and if not, the order that asks there tells what is wrong.
+        finally:
+            flight.release()
+        if found is not None:
+            self._post(found)
+        return found is not None
 
     def merge(self, order: MergeOrder) -> None:
         """Merge adapters to the end, or post why not."""
+        self._answer(order, lambda: self._merge(order))
+
+    def _answer(self, order: Order, run: Callable[[], FetcherEvent]) -> None:
         try:
-            self._post(Merged(order.order_id, str(self._merged_folder(order.recipe))))
+            result = run()
         except (AdapterRefusal, FetchFailed, NoRoom) as error:
-            self._post(NotFetched(order.order_id, error))
+            result = NotFetched(order.order_id, error)
+        except OSError as error:
+            place = self._config.cache_dir
+            reason = f"the disk tier in {place} cannot be used ({error}): free disk space, or set --cache-dir"
+            result = NotFetched(order.order_id, FetchFailed(reason))
         except Exception as error:
-            _logger.exception("merging %s failed", order.recipe)
-            self._post(NotFetched(order.order_id, FetchFailed(f"the fetcher failed: {error!r}")))
+            _logger.exception("%s failed", order)
+            result = NotFetched(order.order_id, FetchFailed(f"the fetcher failed: {error!r}"))
+        self._post(result)
+
+    def _merge(self, order: MergeOrder) -> Merged:
+        folder = self._merged_folder(order.recipe)
+        return Merged(order.order_id, str(folder), _num_elements(folder))
 
     def _merged_folder(self, recipe: MergeRecipe) -> Path:
         # Torch takes a second to load and much memory: only a pod that merges pays for it.
@@ -100,20 +124,19 @@ class Fetcher:
             try:
                 objects = _relevant(self._source.list(order.address))
             except FetchFailed as error:
-                return self._from_disk(order, error)
+                with self._flights[order.digest]:
+                    found = self._on_disk(order)
+                if found is None:
+                    raise
+                _logger.warning("%s:%d comes from disk: %s", order.name, order.version, error)
+                return found
             mark = stamp(objects)
             if mark == order.refused_stamp:
                 return FetchUnchanged(order.order_id)
             return self._from_source(order, objects)
         except AdapterRefusal as error:
             error.stamp = mark
-            return NotFetched(order.order_id, error)
-        except (FetchFailed, NoRoom) as error:
-            return NotFetched(order.order_id, error)
-        except OSError as error:
-            place = self._config.cache_dir
-            reason = f"the disk tier in {place} cannot be used ({error}): free disk space, or set --cache-dir"
-            return NotFetched(order.order_id, FetchFailed(reason))
+            raise
 
     def _from_source(self, order: FetchOrder, objects: Objects) -> Fetched:
         manifest = self._read(objects, MANIFEST_FILE)
@@ -123,18 +146,16 @@ class Fetcher:
         with self._flights[order.digest]:
             folder = self._adapter_folder(order.digest, objects)
             self._disk.save_documents(order.name, order.version, {"manifest": manifest, "report": report})
-        return Fetched(order.order_id, str(folder), manifest, stamp(objects))
+        return Fetched(order.order_id, str(folder), _num_elements(folder), manifest, stamp(objects))
 
-    def _from_disk(self, order: FetchOrder, reason: FetchFailed) -> Fetched:
-        """Serve from what an earlier look left on disk while S3 is away; it is verified as strictly."""
-        with self._flights[order.digest]:
-            documents = self._disk.load_documents(order.name, order.version)
-            folder = self._disk.find(order.digest)
+    def _on_disk(self, order: FetchOrder) -> Fetched | None:
+        """What an earlier order left on disk, if it is whole; it is verified as strictly."""
+        documents = self._disk.load_documents(order.name, order.version)
+        folder = self._disk.find(order.digest)
         if documents is None or folder is None:
-            raise reason
+            return None
         self._verify(order, documents["manifest"], documents["report"])
-        _logger.warning("%s:%d comes from disk: %s", order.name, order.version, reason)
-        return Fetched(order.order_id, str(folder), documents["manifest"], stamp="")
+        return Fetched(order.order_id, str(folder), _num_elements(folder), documents["manifest"], stamp="")
 
     def _adapter_folder(self, digest: str, objects: Objects) -> Path:
         folder = self._disk.find(digest)
@@ -157,6 +178,10 @@ class Fetcher:
 
     def _read(self, objects: Objects, path: str) -> dict[str, Any]:
         return read_document(self._source.read(_require(objects, path, _DOCUMENT_LIMIT)), path)
+
+
+def _num_elements(folder: Path) -> int:
+    return sum(tensor.num_elements for tensor in read_header(folder / WEIGHTS_FILE).values())
 
 
 def _relevant(objects: Objects) -> dict[str, StoredObject]:

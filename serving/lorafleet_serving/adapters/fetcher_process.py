@@ -9,6 +9,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from lorafleet_serving.adapters.messages import (
     FetcherCommand,
@@ -19,6 +20,9 @@ from lorafleet_serving.adapters.messages import (
     StopFetcher,
 )
 from lorafleet_serving.config import FetcherConfig
+
+if TYPE_CHECKING:
+    from lorafleet_serving.adapters.fetcher import Fetcher
 
 
 def fetcher_main(pipe: Connection, config: FetcherConfig) -> None:
@@ -34,6 +38,8 @@ def fetcher_main(pipe: Connection, config: FetcherConfig) -> None:
 
     fetcher = Fetcher(config, post)
     workers = ThreadPoolExecutor(config.fetch_concurrency, thread_name_prefix="fetch")
+    # Apart: what is on disk does not queue behind downloads, however slow S3 is.
+    shelf = ThreadPoolExecutor(1, thread_name_prefix="disk")
     # One, and apart: however many merges callers ask for, promotions do not queue behind them.
     merger = ThreadPoolExecutor(1, thread_name_prefix="merge")
     while True:
@@ -42,6 +48,8 @@ def fetcher_main(pipe: Connection, config: FetcherConfig) -> None:
         except (EOFError, OSError):
             _exit_at_once()
         match command:
+            case FetchOrder(at_hand=True):
+                shelf.submit(_take_or_fetch, fetcher, workers, command)
             case FetchOrder():
                 workers.submit(fetcher.execute, command)
             case MergeOrder():
@@ -50,6 +58,11 @@ def fetcher_main(pipe: Connection, config: FetcherConfig) -> None:
                 fetcher.keep(command)
             case StopFetcher():
                 _exit_at_once()
+
+
+def _take_or_fetch(fetcher: Fetcher, workers: ThreadPoolExecutor, order: FetchOrder) -> None:
+    if not fetcher.take_at_hand(order):
+        workers.submit(fetcher.execute, order)
 
 
 def _exit_at_once() -> None:

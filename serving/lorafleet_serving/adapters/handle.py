@@ -76,8 +76,8 @@ class FetcherHandle:
         assert found is None or isinstance(found, Fetched), "a fetch was answered with something else"
         return found
 
-    async def merge(self, recipe: MergeRecipe) -> str:
-        """Have adapters of the disk tier merged; returns the folder of the result.
+    async def merge(self, recipe: MergeRecipe) -> Merged:
+        """Have adapters of the disk tier merged.
 
         Raises:
             AdapterRefusal: these adapters cannot be merged.
@@ -86,7 +86,7 @@ class FetcherHandle:
         """
         found = await self._order(MergeOrder(next(self._order_ids), recipe))
         assert isinstance(found, Merged), "a merge was answered with something else"
-        return found.folder
+        return found
 
     async def _order(self, order: Order) -> Fetched | Merged | None:
         future: asyncio.Future[Fetched | Merged | None] = asyncio.get_running_loop().create_future()
@@ -99,7 +99,7 @@ class FetcherHandle:
             self._pending.pop(order.order_id, None)
 
     def keep(self, digests: frozenset[str]) -> None:
-        """Set the digests that the disk tier must not evict."""
+        """Set the digests that the disk tier evicts last."""
         if digests != self._kept:
             self._kept = digests
             if self.is_ready:

@@ -24,6 +24,8 @@ class FetchOrder:
     """Where the version's artifacts are: `s3://bucket/key`."""
     refused_stamp: str | None = None
     """Stamp of the artifacts that were refused before: only others are worth another look."""
+    at_hand: bool = False
+    """Whether what an earlier order left on disk will do: S3 is asked only where there is nothing."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class MergeOrder:
 
 @dataclass(frozen=True)
 class KeepAdapters:
-    """The digests that must not be evicted from the disk tier."""
+    """The digests that leave the disk tier last."""
 
     digests: frozenset[str]
 
@@ -63,6 +65,8 @@ class Fetched:
 
     order_id: int
     folder: str
+    num_elements: int
+    """Of all tensors together."""
     manifest: Mapping[str, Any]
     stamp: str
     """Changes when one of the version's artifacts does; empty when S3 was away."""
@@ -74,6 +78,7 @@ class Merged:
 
     order_id: int
     folder: str
+    num_elements: int
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import replace
 
 from lorafleet_contract.backoff import Backoff
 from lorafleet_contract.manifest import AdapterManifest
 from lorafleet_contract.states import ServeState
 from lorafleet_serving.adapters.artifacts import Artifacts
 from lorafleet_serving.adapters.catalog import Catalog, CatalogAdapter, CatalogVersion
-from lorafleet_serving.adapters.merged import MergedAdapters
+from lorafleet_serving.adapters.residency import Residency
 from lorafleet_serving.adapters.trial import Trial
 from lorafleet_serving.adapters.watcher import DesiredAdapter, RegisteredVersion, RegistryLook
-from lorafleet_serving.engine.handle import EngineHandle
 from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge, FetchFailed, NoRoom
 
 _logger = logging.getLogger(__name__)
@@ -34,19 +36,18 @@ class Rollout:
         self,
         catalog: Catalog,
         artifacts: Artifacts,
-        engine: EngineHandle,
+        residency: Residency,
         trial: Trial,
-        merged: MergedAdapters,
         refusal_recheck_s: float,
     ) -> None:
         self._catalog = catalog
         self._artifacts = artifacts
-        self._engine = engine
+        self._residency = residency
         self._trial = trial
-        self._merged = merged
         self._refusal_recheck_s = refusal_recheck_s
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
-        catalog.on_idle = self._drop_if_unused
+        self._superseded: OrderedDict[str, int] = OrderedDict()
+        """The version that served before the one that does, by name; the last move last."""
 
     @property
     def is_settled(self) -> bool:
@@ -68,17 +69,13 @@ class Rollout:
             for version in adapters[look.name].versions.values():
                 version.changed.set()
         self._artifacts.keep(frozenset(version.digest for version in self._catalog.versions()))
-        self._merged.expire()
-        # A load that was given up half-way still ends in the engine.
-        for digest in self._engine.loaded - self._held_digests():
-            self._drop_if_unused(digest)
 
-    def engine_down(self) -> None:
-        """The engine lost everything: load again what is wanted, from disk."""
-        for version in self._catalog.versions():
-            if version.state is ServeState.READY:
-                version.state = ServeState.LOADING
-                self._start(version)
+    def refuse(self, version: CatalogVersion, error: AdapterRefusal) -> None:
+        """A version that was ready turned out to be bad: bring it up again from the start, and serve another."""
+        if version.state is ServeState.READY:
+            self._note(version, ServeState.REFUSED, str(error))
+            self._move_name(self._catalog.adapters[version.name])
+            self._start(version)
 
     def stop(self) -> None:
         """End every task."""
@@ -109,43 +106,55 @@ class Rollout:
             adapter.versions[number] = CatalogVersion(registered)
             return
         before, version.registered = version.registered, registered
-        if before.digest != registered.digest or before.source != registered.source:
-            # Not the version that was verified: bring up what it is now from the start.
+        is_same = before.digest == registered.digest and before.source == registered.source
+        if version.state is ServeState.READY:
+            # What was verified goes on. Anybody may edit a tag, and an edit alone takes nothing out of service.
+            version.registered = replace(registered, digest=before.digest, source=before.source)
+            self._note(version, ServeState.READY, None if is_same else _told_edit(before, registered))
+        elif not is_same:
+            # Not what was looked at: bring up what it is now from the start.
             self._release(version, before.digest)
             version.manifest = version.address = None
         elif before.fingerprint != registered.fingerprint:
             version.changed.set()
 
     def _forget(self, name: str) -> None:
+        self._superseded.pop(name, None)
         for version in self._catalog.adapters.pop(name).versions.values():
             self._release(version)
 
     def _release(self, version: CatalogVersion, digest: str | None = None) -> None:
-        """Stop asking for a version; its bytes leave once nothing uses them."""
+        """Stop asking for a version; its bytes leave the engine once nothing uses them."""
         key = (version.registered.name, version.registered.version)
         if task := self._tasks.pop(key, None):
             task.cancel()
         version.state = version.error = None
         version.lacks_room = False
-        self._drop_if_unused(digest or version.digest)
+        self._let_go(digest or version.digest)
 
-    def _drop_if_unused(self, digest: str) -> None:
-        if digest not in self._engine.loaded or self._catalog.in_flight(digest) or digest in self._held_digests():
-            return
-        self._engine.unload(digest)
-        for version in self._catalog.versions():
-            if version.lacks_room:
-                version.changed.set()
-
-    def _held_digests(self) -> frozenset[str]:
-        """Digests that stay in the engine; a refused version does not keep its own there."""
-        wanted = (version.digest for version in self._catalog.versions() if version.state is not ServeState.REFUSED)
-        return frozenset(wanted) | {self._trial.digest or ""} | self._merged.digests
+    def _let_go(self, digest: str) -> None:
+        wanted = (item.digest for item in self._catalog.versions() if item.state is not ServeState.REFUSED)
+        if digest not in wanted:
+            self._residency.let_go(digest)
 
     def _move_name(self, adapter: CatalogAdapter) -> None:
         before = adapter.serving
         if adapter.move_name():
             _logger.info("adapter %s: served version %s -> %s", adapter.name, before, adapter.serving)
+            if adapter.serving is not None:
+                self._residency.prefetch(adapter.versions[adapter.serving])
+            if before is not None:
+                self._superseded[adapter.name] = before
+                self._superseded.move_to_end(adapter.name)
+                self._residency.pin(self._ways_back())
+
+    def _ways_back(self) -> Iterator[str]:
+        """Digests to which a name may be moved back, the last moved first."""
+        for name, number in reversed(self._superseded.items()):
+            adapter = self._catalog.adapters.get(name)
+            version = None if adapter is None else adapter.versions.get(number)
+            if version is not None and version.servable:
+                yield version.digest
 
     def _start(self, version: CatalogVersion) -> None:
         key = (version.registered.name, version.registered.version)
@@ -168,10 +177,8 @@ class Rollout:
             except AdapterRefusal as error:
                 refused_stamp = error.stamp
                 self._note(version, ServeState.REFUSED, str(error), lacks_room=isinstance(error, AdapterTooLarge))
-                self._drop_if_unused(version.digest)
+                self._let_go(version.digest)
             except (FetchFailed, NoRoom) as error:
-                if isinstance(error, NoRoom) and self._merged.make_room():
-                    continue
                 num_failures += 1
                 pause_s = _retry_pause_s(num_failures)
                 if version.state is not ServeState.REFUSED:
@@ -192,7 +199,7 @@ class Rollout:
             return False
         manifest = AdapterManifest.from_json(fetched.manifest)
         try:
-            await self._trial.run(version.digest, fetched.folder, manifest)
+            await self._trial.run(version.digest, self._residency.files(fetched), manifest)
         except AdapterRefusal as error:
             error.stamp = fetched.stamp
             raise
@@ -221,6 +228,13 @@ class Rollout:
             level = logging.INFO if error is None else logging.WARNING
             _logger.log(level, "%s: %s%s", version.label, state, "" if error is None else f": {error}")
         version.state, version.error, version.lacks_room = state, error, lacks_room
+
+
+def _told_edit(verified: RegisteredVersion, edited: RegisteredVersion) -> str:
+    return (
+        f"the registry now says digest {edited.digest or 'none'} and source {edited.source}; what was verified, "
+        f"{verified.digest}, goes on: set the tag lora.digest back, or register a new version"
+    )
 
 
 def _retry_pause_s(num_failures: int) -> float:

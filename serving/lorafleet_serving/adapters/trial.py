@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from lorafleet_contract.manifest import AdapterManifest
+from lorafleet_serving.adapters.host import AdapterFiles, HostTier
 from lorafleet_serving.adapters.smoke import SmokeTest
 from lorafleet_serving.engine.handle import EngineHandle
 from lorafleet_serving.exceptions import AdapterRefusal, GenerationFailed, PodUnavailable
@@ -16,50 +17,43 @@ _MAX_ENGINE_DEATHS = 3
 class Trial:
     """Loads adapters and generates with them. Runs on the front's event loop."""
 
-    def __init__(self, engine: EngineHandle, smoke: SmokeTest) -> None:
+    def __init__(self, engine: EngineHandle, host: HostTier, smoke: SmokeTest) -> None:
         self._engine = engine
+        self._host = host
         self._smoke = smoke
         self._engine_deaths: dict[str, int] = {}
         self._passed: set[str] = set()
-        """Digests that generated in this process: an engine restart need not repeat it."""
+        """Digests that generated in this process: what has left the engine since need not repeat it."""
         # One at a time, so that a crash of the engine is put down to the right adapter.
         self._turn = asyncio.Lock()
-        self.digest: str | None = None
-        """What is tried now: it must stay loaded, refused before or not."""
 
-    async def run(self, digest: str, folder: str, manifest: AdapterManifest) -> None:
+    async def run(self, digest: str, files: AdapterFiles, manifest: AdapterManifest) -> None:
         """Load an adapter and generate with it, again after each death of the engine that it survives.
 
         Raises:
             AdapterRefusal: it cannot be loaded, does not generate, or kills the engine.
-            NoRoom: other adapters fill the host tier.
+            NoRoom: what is held leaves no room for it in the host tier.
         """
         async with self._turn:
-            self.digest = digest
-            try:
-                await self._try(digest, folder, manifest)
-            finally:
-                self.digest = None
-        self._engine_deaths.pop(digest, None)
+            token_ids = self._smoke.encode(manifest.prompt)
+            if digest not in self._passed:
+                await self._try(digest, files, token_ids)
+                self._passed.add(digest)
 
-    async def _try(self, digest: str, folder: str, manifest: AdapterManifest) -> None:
+    async def _try(self, digest: str, files: AdapterFiles, token_ids: tuple[int, ...]) -> None:
         while True:
             await self._engine.wait_ready()
             try:
-                await self._engine.load(digest, folder)
-                return await self._generate(digest, manifest)
+                with self._host.lease(digest):
+                    await self._host.load(digest, lambda: _at_hand(files))
+                    await self._smoke.run(digest, token_ids)
             except PodUnavailable:
                 self._count_engine_death(digest)
-
-    async def _generate(self, digest: str, manifest: AdapterManifest) -> None:
-        token_ids = self._smoke.encode(manifest.prompt)
-        if digest in self._passed:
-            return
-        try:
-            await self._smoke.run(digest, token_ids)
-        except GenerationFailed as error:
-            raise AdapterRefusal(f"the smoke generation failed: {error}") from error
-        self._passed.add(digest)
+            except GenerationFailed as error:
+                raise AdapterRefusal(f"the smoke generation failed: {error}") from error
+            else:
+                self._engine_deaths.pop(digest, None)
+                return
 
     def _count_engine_death(self, digest: str) -> None:
         deaths = self._engine_deaths.get(digest, 0) + 1
@@ -67,3 +61,7 @@ class Trial:
         if deaths >= _MAX_ENGINE_DEATHS:
             del self._engine_deaths[digest]
             raise AdapterRefusal(f"the engine died {deaths} times while this adapter was loaded and tested")
+
+
+async def _at_hand(files: AdapterFiles) -> AdapterFiles:
+    return files

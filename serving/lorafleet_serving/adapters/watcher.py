@@ -91,6 +91,8 @@ class RegistryWatcher:
     ) -> None:
         self._mirror = RegistryMirror(client, interval_s * FULL_LOOK_EVERY)
         self._base_digest = base_digest
+        self._ours: dict[str, frozenset[int]] = {}
+        """Versions of this base, by name, as they were last seen."""
         self._interval_s = interval_s
         self._on_look = on_look
         self._on_error = on_error
@@ -171,11 +173,14 @@ class RegistryWatcher:
     def _desired(self, found: MirroredModel) -> DesiredAdapter | None:
         name, aliases = found.model.name, found.model.aliases
         champion = aliases.get(Alias.CHAMPION)
+        # What was one of ours stays so, whatever somebody makes of the tag: the signed manifest tells its base.
+        before = self._ours.get(name, frozenset())
         ours = {
             item.version: _registered(item, withdrawn=item.stage is Stage.ARCHIVED and item.version != champion)
             for item in found.versions.values()
-            if item.tags.get(Tag.LORA_BASE_DIGEST) == self._base_digest
+            if item.tags.get(Tag.LORA_BASE_DIGEST) == self._base_digest or item.version in before
         }
+        self._ours[name] = frozenset(ours)
         if not ours:
             return None
         try:

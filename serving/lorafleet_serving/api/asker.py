@@ -15,7 +15,8 @@ from functools import partial
 from fastapi import Request
 
 from lorafleet_contract.prompt import PromptBlock
-from lorafleet_serving.adapters.catalog import ServedAdapter
+from lorafleet_serving.adapters.catalog import CatalogVersion, ServedAdapter
+from lorafleet_serving.adapters.merged import MergedAdapter
 from lorafleet_serving.api.answer import Answer
 from lorafleet_serving.api.callers import Callers
 from lorafleet_serving.api.metrics import PodMetrics
@@ -118,13 +119,16 @@ class Asker:
     async def _find_adapter(self, question: Question, held: ExitStack) -> ServedAdapter | None:
         """What answers; it is held loaded from finding it on."""
         if question.merged is not None:
-            held.enter_context(self.pod.catalog.lease(question.merged.digest))
-            await self.pod.merged.load(question.merged.recipe)
-            return question.merged
+            return await self._held(question.merged, question, held)
         version = self.pod.resolve(question.model, names_versions=question.caller.names_versions)
-        if version is not None:
-            held.enter_context(self.pod.catalog.lease(version.digest))
-        return version
+        return None if version is None else await self._held(version, question, held)
+
+    async def _held(
+        self, adapter: CatalogVersion | MergedAdapter, question: Question, held: ExitStack
+    ) -> ServedAdapter:
+        held.enter_context(self.pod.host.lease(adapter.digest))
+        await self.pod.load(adapter, question.caller)
+        return adapter
 
     async def _encode(self, question: Question, block: PromptBlock | None, template: str | None) -> tuple[int, ...]:
         """Tokens of the prompt."""

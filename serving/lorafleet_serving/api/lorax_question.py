@@ -132,7 +132,7 @@ class QuestionReader:
             raise _wrong("ids names the base model, which is part of every answer: name adapters alone")
         weighted = zip(members, field.weights, strict=True)
         recipe = _recipe(field, tuple(MergeMember(member.digest, weight) for member, weight in weighted))
-        return MergedAdapter(recipe, label="+".join(member.label for member in members))
+        return MergedAdapter(recipe, tuple(members), label="+".join(member.label for member in members))
 
 
 def _recipe(field: MergedAdaptersField, members: tuple[MergeMember, ...]) -> MergeRecipe:

@@ -102,15 +102,33 @@ class _PodGauges(Collector):
         yield self._gauge("vllm:kv_cache_usage_perc", "Used share of the KV cache, 0 to 1", used)
         yield self._preemptions(stats.num_preemptions if stats is not None else 0)
         yield self._gauge("vllm:gpu_cache_usage_perc", "The same under its older name", used)
-        merged = len(self._pod.merged.digests & self._pod.engine.loaded)
+        merged = self._pod.num_merged
         yield self._gauge("lorafleet_merged_adapters", "Merged adapters that the engine holds", merged)
+        yield from self._host_tier()
         yield self._adapters_on_device(frozenset(stats.device_adapters if stats is not None else ()))
+
+    def _host_tier(self) -> Iterator[Metric]:
+        host, counts = self._pod.host, self._pod.host.counts
+        yield self._gauge("lorafleet_host_tier_bytes", "Bytes of the adapters in host memory", host.used_bytes)
+        yield self._gauge("lorafleet_host_tier_adapters", "Adapters in host memory", len(self._pod.engine.loaded))
+        for name, text, value in (
+            ("hits", "Requests that found their adapter in host memory", counts.hits),
+            ("misses", "Requests that did not", counts.misses),
+            ("loads", "Adapters brought into host memory", counts.loads),
+            ("load_seconds", "Seconds that took, from the asking to the end", counts.load_s),
+            ("evictions", "Adapters that left host memory because another needed the room", counts.evictions),
+            ("waits_for_room", "Loads that waited because all that was there was in use", counts.waits_for_room),
+        ):
+            yield self._counter(f"lorafleet_host_tier_{name}", text, value)
+
+    def _counter(self, name: str, text: str, value: float) -> Metric:
+        family = CounterMetricFamily(name, text, labels=_COMMON)
+        family.add_metric((self._pod.config.base_id, _ENGINE), value)
+        return family
 
     def _preemptions(self, number: int) -> Metric:
         # Of the engine process that runs: a counter that starts again with it, as Prometheus expects of a restart.
-        family = CounterMetricFamily("vllm:num_preemptions", "Sequences preempted by the scheduler", labels=_COMMON)
-        family.add_metric((self._pod.config.base_id, _ENGINE), number)
-        return family
+        return self._counter("vllm:num_preemptions", "Sequences preempted by the scheduler", number)
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, text, labels=_COMMON)
@@ -121,7 +139,7 @@ class _PodGauges(Collector):
         # Names of what is resident, not only of what runs: routers prefer a pod that needs no loading.
         catalog = self._pod.catalog
         resident = {item.registered.name for item in catalog.versions() if item.digest in digests}
-        busy = {item.registered.name for item in catalog.versions() if catalog.in_flight(item.digest)}
+        busy = {item.registered.name for item in catalog.versions() if self._pod.host.num_leases(item.digest)}
         family = GaugeMetricFamily(
             "vllm:lora_requests_info",
             "Adapters on the device, and those with requests that are not",

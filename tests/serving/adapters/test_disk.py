@@ -1,4 +1,4 @@
-"""The disk tier: whole adapters only, within the budget, never evicting what is wanted."""
+"""The disk tier: whole adapters only, within the budget, evicting what is wanted last."""
 
 from __future__ import annotations
 
@@ -33,12 +33,19 @@ def test_the_least_recently_used_goes_first_and_what_is_wanted_stays(tmp_path: P
     assert tier.find(second) is None
 
 
-def test_a_budget_full_of_wanted_adapters_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_where_all_is_wanted_the_least_recently_used_goes(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path, 2 * SIZE)
-    held = frozenset(_put(tier, seed) for seed in (1, 2))
-    tier.keep(held)
-    with pytest.raises(NoRoom, match="--disk-bytes"):
-        _put(tier, 3)
+    first, second = (_put(tier, seed) for seed in (1, 2))
+    tier.keep(frozenset({first, second}))
+    third = _put(tier, 3)
+    assert tier.digests() == {second, third}
+
+
+def test_what_is_larger_than_the_budget_evicts_nothing(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 2 * SIZE)
+    held = {_put(tier, seed) for seed in (1, 2)}
+    with pytest.raises(NoRoom, match="--disk-bytes"), tier.staging(2 * SIZE + 1):
+        pass
     assert tier.digests() == held
 
 

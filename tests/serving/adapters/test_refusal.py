@@ -84,6 +84,27 @@ def test_an_edited_digest_tag_is_refused(pod: PodProcess, registry: RegistryHand
     _expect_refusal(pod, registered, "lora.digest")
 
 
+@pytest.mark.parametrize("tag", [Tag.LORA_DIGEST, Tag.LORA_BASE_DIGEST])
+def test_an_edited_tag_takes_nothing_out_of_service_that_was_verified(
+    pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory, tag: Tag
+) -> None:
+    registered = registry.register(f"edited-{tag.name.lower().replace('_', '-')}", tiny_adapter(33))
+    registry.promote(registered)
+    pod.wait_serving(registered.name, 1)
+    right = registry.client.get_version(registered.name, 1).tags[tag]
+    registry.client.set_version_tag(registered.name, 1, tag, "sha256:" + "c" * 64)
+    pod.client.nudge(registered.name, WEBHOOK_SECRET)
+    if tag is Tag.LORA_DIGEST:
+        pod.wait_for(lambda: (found := pod.version(registered.name, 1)) and found.error, "the edit to be told")
+    else:
+        synced = pod.client.report().synced_at
+        pod.wait_for(lambda: pod.client.report().synced_at != synced or None, "another look")
+    assert pod.client.complete(registered.name, "the cat", max_tokens=2).digest == registered.digest
+    registry.client.set_version_tag(registered.name, 1, tag, right)
+    pod.client.nudge(registered.name, WEBHOOK_SECRET)
+    pod.wait_for(lambda: (pod.version(registered.name, 1).error is None) or None, "the error to go")
+
+
 def test_a_missing_report_is_refused(pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory) -> None:
     registered = registry.register("no-report", tiny_adapter(1))
     registry.delete(f"{registered.address}/gate/report.json")

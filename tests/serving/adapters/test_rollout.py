@@ -13,9 +13,11 @@ from lorafleet_contract.states import ServeState
 from lorafleet_serving.adapters import rollout
 from lorafleet_serving.adapters.artifacts import Artifacts
 from lorafleet_serving.adapters.catalog import Catalog, CatalogVersion
+from lorafleet_serving.adapters.eviction import EvictionOrder, EvictionPolicy
 from lorafleet_serving.adapters.handle import FetcherHandle
-from lorafleet_serving.adapters.merged import MergedAdapters
+from lorafleet_serving.adapters.host import HostTier
 from lorafleet_serving.adapters.messages import Fetched
+from lorafleet_serving.adapters.residency import Residency
 from lorafleet_serving.adapters.rollout import Rollout
 from lorafleet_serving.adapters.smoke import SmokeTest
 from lorafleet_serving.adapters.trial import Trial
@@ -56,18 +58,20 @@ async def test_a_version_that_failed_two_thousand_times_is_tried_again(
     monkeypatch.setattr(rollout, "_BACKOFF", Backoff(first_s=1e-9, longest_s=1e-6))
     catalog = Catalog()
     fetcher = FetcherHandle(FetcherConfig(tmp_path), silence_limit_s=10.0)
+    limits = WaitingLimits(1, [ANONYMOUS])
     engine = EngineHandle(
         EngineConfig(tiny_model),
-        limits=WaitingLimits(1, [ANONYMOUS]),
+        limits=limits,
         silence_limit_s=10.0,
         on_ready=lambda: None,
         on_down=lambda: None,
         on_failure=lambda reason: None,
     )
-    merged = MergedAdapters(fetcher, engine, catalog, max_adapters=1, idle_limit_s=1.0)
-    trial = Trial(engine, SmokeTest(engine, PodTokenizer(tiny_model), 1))
+    host = HostTier(engine, 1, EvictionOrder(EvictionPolicy.LRU), room_limit_s=1.0)
+    trial = Trial(engine, host, SmokeTest(engine, PodTokenizer(tiny_model), 1))
     artifacts = AwayArtifacts(RegistryClient(RegistryEndpoint("http://127.0.0.1:1")), fetcher, enough=2000)
-    bringing_up = Rollout(catalog, artifacts, engine, trial, merged, refusal_recheck_s=_LIMIT_S)
+    residency = Residency(host, engine, artifacts, limits, lambda version, error: None)
+    bringing_up = Rollout(catalog, artifacts, residency, trial, refusal_recheck_s=_LIMIT_S)
     bringing_up.apply(LOOK)
     await asyncio.wait_for(artifacts.tried_enough.wait(), _LIMIT_S)
     bringing_up.stop()

@@ -1,30 +1,106 @@
-"""Adapters that no tier has room for: told as such, and taken once there is room."""
+"""More adapters than the host tier holds: all are served, each from its own bytes, and none that is in use leaves."""
 
 from __future__ import annotations
 
-from lorafleet_contract.states import ServeState
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from lorafleet_contract.states import ServeState, Tier
 from tests.conftest import MLflowFactory
+from tests.services import RunningMLflow
 from tests.serving.conftest import PodFactory, SourceFactory
-from tests.serving.registered_adapter import RegistryHand
+from tests.serving.pod_process import PodProcess
+from tests.serving.registered_adapter import Registered, RegistryHand
+
+NUM_ADAPTERS = 4
+NUM_HELD = 2
+PROMPT = "the cat sat on"
 
 
-def test_a_full_host_tier_is_told_and_the_adapter_taken_once_another_leaves(
-    pod_factory: PodFactory, mlflow_factory: MLflowFactory, tiny_adapter: SourceFactory
-) -> None:
-    own_mlflow = mlflow_factory()
+@pytest.fixture(scope="module")
+def own_mlflow(mlflow_factory: MLflowFactory) -> RunningMLflow:
+    return mlflow_factory()
+
+
+@pytest.fixture(scope="module")
+def adapters(own_mlflow: RunningMLflow, tiny_adapter: SourceFactory) -> list[Registered]:
     registry = RegistryHand(own_mlflow)
-    first, second = (registry.register(f"tenant-{seed}", tiny_adapter(seed)) for seed in (1, 2))
-    size = (tiny_adapter(1).folder / "adapter_model.safetensors").stat().st_size
-    pod = pod_factory("--dtype", "float32", "--adapter-host-bytes", str(size * 3 // 2), on=own_mlflow)
-    registry.promote(first)
-    pod.wait_serving(first.name, 1)
-    registry.promote(second)
-    failed = pod.wait_state(second.name, 1, ServeState.FAILED)
-    assert failed.error is not None
-    assert "adapter_host_bytes" in failed.error
-    response = pod.http.post("/v1/completions", json={"model": second.name, "prompt": "the", "max_tokens": 1})
-    assert response.status_code == 507
-    assert response.headers["Retry-After"]
-    assert pod.client.complete(first.name, "the", max_tokens=1).digest == first.digest
-    registry.client.delete_alias(first.name, "champion")
-    pod.wait_serving(second.name, 1)
+    found = [registry.register(f"tenant-{seed}", tiny_adapter(seed)) for seed in range(NUM_ADAPTERS)]
+    for adapter in found:
+        registry.promote(adapter)
+    return found
+
+
+@pytest.fixture(scope="module")
+def narrow_pod(
+    pod_factory: PodFactory, own_mlflow: RunningMLflow, adapters: list[Registered], tiny_adapter: SourceFactory
+) -> PodProcess:
+    size = (tiny_adapter(0).folder / "adapter_model.safetensors").stat().st_size
+    settings = ("--dtype", "float32", "--adapter-host-bytes", str(size * NUM_HELD), "--room-limit", "1")
+    pod = pod_factory(*settings, on=own_mlflow)
+    pod.wait_ready()
+    for adapter in adapters:
+        pod.wait_serving(adapter.name, 1)
+    return pod
+
+
+def _ask(pod: PodProcess, adapter: Registered) -> httpx.Response:
+    body = {"model": adapter.name, "prompt": PROMPT, "max_tokens": 12, "ignore_eos": True}
+    return pod.http.post("/v1/completions", json=body)
+
+
+def _in_memory(pod: PodProcess) -> set[str]:
+    report = pod.client.report()
+    return {item.name for item in report.adapters if any(Tier.HOST in version.tiers for version in item.versions)}
+
+
+def test_all_are_ready_and_answer_although_only_some_are_in_memory(
+    narrow_pod: PodProcess, adapters: list[Registered]
+) -> None:
+    states = {version.state for item in narrow_pod.client.report().adapters for version in item.versions}
+    assert states == {ServeState.READY}
+    answers = [_ask(narrow_pod, adapter) for adapter in (*adapters, *adapters)]
+    assert [answer.status_code for answer in answers] == [200] * len(answers)
+    assert [answer.headers["x-lorafleet-digest"] for answer in answers[:NUM_ADAPTERS]] == [a.digest for a in adapters]
+    texts = [answer.json()["choices"][0]["text"] for answer in answers]
+    assert texts[:NUM_ADAPTERS] == texts[NUM_ADAPTERS:], "an answer changed when its adapter came back"
+    assert len(set(texts[:NUM_ADAPTERS])) == NUM_ADAPTERS, "the adapters change too little to tell them apart"
+    assert len(_in_memory(narrow_pod)) == NUM_HELD
+
+
+def test_many_who_ask_at_once_all_get_their_own(narrow_pod: PodProcess, adapters: list[Registered]) -> None:
+    alone = {adapter.name: _ask(narrow_pod, adapter).json()["choices"][0]["text"] for adapter in adapters}
+    asked = adapters * 10
+    with ThreadPoolExecutor(len(asked)) as pool:
+        answers = list(pool.map(lambda adapter: _ask(narrow_pod, adapter), asked))
+    assert [answer.status_code for answer in answers] == [200] * len(asked)
+    texts = [answer.json()["choices"][0]["text"] for answer in answers]
+    assert texts == [alone[adapter.name] for adapter in asked]
+    assert len(_in_memory(narrow_pod)) <= NUM_HELD
+
+
+def test_what_is_in_use_is_not_evicted_and_the_one_without_room_is_told_so(
+    narrow_pod: PodProcess, adapters: list[Registered]
+) -> None:
+    using, other = adapters[:NUM_HELD], adapters[NUM_HELD]
+    engine = narrow_pod.child_pids()["engine"]
+    with ThreadPoolExecutor(NUM_HELD) as pool:
+        for adapter in using:
+            assert _ask(narrow_pod, adapter).status_code == 200
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            answers = [pool.submit(_ask, narrow_pod, adapter) for adapter in using]
+            narrow_pod.wait_for(lambda: narrow_pod.metric("lorafleet_requests_in_flight") == NUM_HELD or None, "them")
+            refused = _ask(narrow_pod, other)
+            assert _in_memory(narrow_pod) == {adapter.name for adapter in using}
+        finally:
+            os.kill(engine, signal.SIGCONT)
+        assert refused.status_code == 507
+        assert refused.headers["Retry-After"]
+        assert "--adapter-host-bytes" in refused.json()["error"]["message"]
+        assert [answer.result().status_code for answer in answers] == [200] * NUM_HELD
+    assert _ask(narrow_pod, other).status_code == 200

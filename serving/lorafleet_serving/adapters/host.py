@@ -1,0 +1,227 @@
+"""The host tier: adapters in the engine's memory, within its byte budget.
+
+An adapter comes when somebody asks for it, and leaves when another needs the room: which one, a policy says. What a
+request holds, or what is pinned, never leaves. Runs on the front's event loop, and knows nothing of names and versions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from lorafleet_serving.adapters.eviction import EvictionOrder
+from lorafleet_serving.engine.handle import EngineHandle
+from lorafleet_serving.exceptions import NoRoom
+
+_LOOK_S = 1.0
+"""How often a load that waits for room looks for itself, should nobody tell it."""
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter on disk."""
+
+    folder: str
+    num_bytes: int
+    """About what it will take in memory."""
+
+
+Bring = Callable[[], Awaitable[AdapterFiles]]
+"""Has an adapter's files brought to disk."""
+
+
+@dataclass
+class HostCounts:
+    """What the tier has done."""
+
+    hits: int = 0
+    misses: int = 0
+    loads: int = 0
+    load_s: float = 0.0
+    evictions: int = 0
+    waits_for_room: int = 0
+
+
+class HostTier:
+    """Which adapters are in the engine's memory, and who holds them there."""
+
+    def __init__(self, engine: EngineHandle, budget_bytes: int, order: EvictionOrder, *, room_limit_s: float) -> None:
+        self._engine = engine
+        self._budget_bytes = budget_bytes
+        self._order = order
+        self._room_limit_s = room_limit_s
+        self._leases: Counter[str] = Counter()
+        self._pins: tuple[str, ...] = ()
+        self._leaving: set[str] = set()
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        # First come, first served: a small one that overtakes for ever would let a large one wait for ever.
+        self._turn = asyncio.Lock()
+        self._released = asyncio.Event()
+        self.counts = HostCounts()
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory of the adapters that are there."""
+        return sum(self._engine.loaded.values())
+
+    @property
+    def free_bytes(self) -> int:
+        """What is left of the budget without evicting anything."""
+        return self._budget_bytes - self.used_bytes
+
+    def holds(self, digest: str) -> bool:
+        """Whether an adapter is there."""
+        return digest in self._engine.loaded
+
+    def num_leases(self, digest: str) -> int:
+        """Requests, and whatever else holds an adapter."""
+        return self._leases[digest]
+
+    @contextmanager
+    def lease(self, digest: str) -> Iterator[None]:
+        """Hold an adapter where it is; one that is not there yet, from its coming on."""
+        self._leases[digest] += 1
+        try:
+            yield
+        finally:
+            self._leases[digest] -= 1
+            if not self._leases[digest]:
+                del self._leases[digest]
+                self._released.set()
+                if digest in self._leaving:
+                    self.evict(digest)
+
+    @property
+    def pinned(self) -> frozenset[str]:
+        """Adapters that stay although nobody holds them."""
+        left = self._budget_bytes // 2
+        found = set()
+        for digest in self._pins:
+            num_bytes = self._engine.loaded.get(digest, 0)
+            if num_bytes <= left:
+                left -= num_bytes
+                found.add(digest)
+        return frozenset(found)
+
+    def pin(self, digests: Sequence[str]) -> None:
+        """Set the adapters that are to stay although nobody holds them: the first that fit into half of the tier."""
+        self._pins = tuple(digests)
+        self._released.set()
+
+    async def load(self, digest: str, bring: Bring) -> None:
+        """Have an adapter in the engine; the caller has a lease on it. All who ask meanwhile wait for one load.
+
+        Raises:
+            AdapterRefusal: it must not be served.
+            FetchFailed: its files could not be had now.
+            NoRoom: what is held leaves no room for it, and did not within the limit.
+            PodUnavailable: the engine is down, or died meanwhile.
+        """
+        assert self._leases[digest], f"adapter {digest} is loaded for nobody"
+        self._leaving.discard(digest)
+        task = self._loading.get(digest)
+        # One that has only just come is counted by its load first.
+        if task is None and self.holds(digest):
+            self.counts.hits += 1
+            self._order.use(digest)
+            return
+        self.counts.misses += 1
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._bring_in(digest, bring), name=f"load-{digest}")
+            task.add_done_callback(lambda ended: self._ended(digest, ended))
+            self._loading[digest] = task
+        # One that asks and leaves does not end the load of the others.
+        await asyncio.shield(task)
+
+    def evict(self, digest: str) -> bool:
+        """Let an adapter go; False if somebody holds it."""
+        if self._leases[digest] or digest in self._loading:
+            return False
+        self._leaving.discard(digest)
+        self._order.remove(digest)
+        self._unload(digest)
+        return True
+
+    def let_go(self, digest: str) -> None:
+        """Let an adapter go as soon as nobody holds it, unless somebody asks for it before."""
+        if self._leases[digest] or self.holds(digest) or digest in self._loading:
+            self._leaving.add(digest)
+            self.evict(digest)
+
+    def engine_down(self) -> list[str]:
+        """The engine lost everything; returns what that was, the most valuable first."""
+        return self._order.lose_all()
+
+    def _ended(self, digest: str, task: asyncio.Task[None]) -> None:
+        del self._loading[digest]
+        if not task.cancelled():
+            task.exception()  # Nobody may wait any more.
+        if digest in self._leaving:
+            self.evict(digest)
+
+    async def _bring_in(self, digest: str, bring: Bring) -> None:
+        began = time.monotonic()
+        files = await bring()
+        async with self._turn:
+            num_bytes = await self._load(digest, files)
+            cost_s = time.monotonic() - began
+            self._order.add(digest, num_bytes, cost_s)
+        self.counts.loads += 1
+        self.counts.load_s += cost_s
+
+    async def _load(self, digest: str, files: AdapterFiles) -> int:
+        """Make room and load; the size is known for sure only when it is there."""
+        deadline = time.monotonic() + self._room_limit_s
+        # One that seems larger than the tier may have it whole: the engine tells whether that is enough.
+        num_bytes = min(files.num_bytes, self._budget_bytes)
+        while True:
+            await self._make_room(num_bytes, deadline)
+            try:
+                return await self._engine.load(digest, files.folder)
+            except NoRoom:
+                # It is larger than its files told, and the engine has the last word: one more must leave.
+                num_bytes = self._budget_bytes - self.used_bytes + 1
+                if time.monotonic() >= deadline:
+                    raise
+
+    async def _make_room(self, num_bytes: int, deadline: float) -> None:
+        waited = False
+        while not self._evict_for(num_bytes):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise NoRoom(
+                    f"adapters in use or pinned leave less than {num_bytes} of {self._budget_bytes} bytes, and did for "
+                    f"{self._room_limit_s:.0f} s: try later, or raise --adapter-host-bytes"
+                )
+            self.counts.waits_for_room += not waited
+            waited = True
+            self._released.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._released.wait(), min(left_s, _LOOK_S))
+
+    def _evict_for(self, num_bytes: int) -> bool:
+        """Evict what must leave; nothing where that would not do."""
+        missing = self.used_bytes + num_bytes - self._budget_bytes
+        pinned = self.pinned
+        free = [digest for digest in self._engine.loaded if not self._leases[digest] and digest not in pinned]
+        victims: list[str] = []
+        for digest in self._order.by_value(free):
+            if missing <= 0:
+                break
+            victims.append(digest)
+            missing -= self._engine.loaded[digest]
+        if missing > 0:
+            return False
+        for digest in victims:
+            self._order.evict(digest)
+            self._unload(digest)
+            self.counts.evictions += 1
+        return True
+
+    def _unload(self, digest: str) -> None:
+        if self.holds(digest):
+            self._engine.unload(digest)
