@@ -1,8 +1,8 @@
-"""What is told of a load, whatever became of its requests."""
+"""What is told of streams, whatever became of them."""
 
 from __future__ import annotations
 
-from tests.benchmarks.load import Timings
+from tests.benchmarks.streams import Timings
 
 
 def test_a_load_that_only_fails_is_told_with_its_errors() -> None:
