@@ -86,7 +86,7 @@ def _cliff(
             flags = ("--adapter-device-bytes", str(slots * size), "--dtype", "bfloat16")
             pods[slots] = start_fleet_pod(folder / f"pod-{slots}", model, registry, running, names, *flags)
         for choice, exponent in ZIPF.items():
-            most = asyncio.run(_closed_loop(pods[max(NUM_SLOTS)].url, names, exponent, plan.seconds / 10))
+            most = asyncio.run(_closed_loop(pods[max(NUM_SLOTS)].url, names, exponent, max(40.0, plan.seconds / 5)))
             rate = LOAD * most.num_tokens / NUM_TOKENS / most.seconds
             results[f"{choice}.requests_per_s"] = rate
             report(f"{choice}: {most.told()}; {rate:.2f} requests/s from now on")
@@ -148,13 +148,16 @@ def _register(
 
 
 async def _closed_loop(url: str, names: Sequence[str], exponent: float, seconds: float) -> Timings:
-    timings = Timings(seconds=seconds)
-    end = time.perf_counter() + seconds
+    """Users who ask at once again; those who began before the first quarter was over are not counted."""
+    start = time.perf_counter()
+    counted_from, end = start + seconds / 4, start + seconds
+    timings, before = Timings(seconds=end - counted_from), Timings()
 
     async def user(number: int) -> None:
         chance = random.Random(number)
-        while time.perf_counter() < end:
-            await ask(session, _pick(chance, names, exponent), _prompt(chance), NUM_TOKENS, timings, end)
+        while (now := time.perf_counter()) < end:
+            seen = before if now < counted_from else timings
+            await ask(session, _pick(chance, names, exponent), _prompt(chance), NUM_TOKENS, seen, end)
 
     async with open_session(url) as session:
         await asyncio.gather(*map(user, range(NUM_USERS)))
