@@ -32,6 +32,7 @@ with DAG(
     render_template_as_native_obj=True,
 ):
     moved = ListPromotionsOperator(task_id="moved", adapters="{{ params.adapters }}")
-    ConfirmPromotionOperator.partial(task_id="confirm", map_index_template="{{ task.adapter }}").expand(
+    # With a word before it, a name such as 2024 is no native value: Airflow takes a label of text alone.
+    ConfirmPromotionOperator.partial(task_id="confirm", map_index_template="adapter {{ task.adapter }}").expand(
         adapter=moved.output
     )

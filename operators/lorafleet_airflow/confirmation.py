@@ -35,6 +35,9 @@ _STALE_S = 3.0
 _BUSY = frozenset({408, 429, 502, 503, 504, 507})
 """Answers of a pod that say nothing about the adapter."""
 
+_NO_FAULT = frozenset({Standing.SILENT, Standing.HINDERED})
+"""Standings that say nothing about the version."""
+
 
 class Outcome(StrEnum):
     """How the look at one adapter ended."""
@@ -88,8 +91,8 @@ class Confirmer:
         """Wait until every pod serves the champion, then let each answer once.
 
         Raises:
-            PromotionFaulty: the version was refused, cannot be loaded, or does not answer.
-            PromotionUnconfirmed: a pod is away, or the pods did not settle in time.
+            PromotionFaulty: the version was refused, was not taken in time, or does not answer.
+            PromotionUnconfirmed: a pod is away, or cannot take it now for a reason that is not the version's.
         """
         began = self._clock()
         champion = self._wait_served(adapter, began)
@@ -199,6 +202,7 @@ def _raise_refusals(findings: Sequence[Finding]) -> None:
 
 def _timeout(findings: Sequence[Finding], wait_s: float) -> PromotionUnconfirmed:
     message = f"not served after {wait_s:g} s: " + "; ".join(str(item) for item in findings)
-    # A pod that is away says nothing about the version; one that reports and has not taken it does.
-    silent = all(item.standing is Standing.SILENT for item in findings)
-    return PromotionUnconfirmed(message) if silent else PromotionFaulty(message, version=findings[0].version)
+    # A pod that is away, or reports an outage, says nothing about the version; one that just has not taken it does.
+    if all(item.standing in _NO_FAULT for item in findings):
+        return PromotionUnconfirmed(f"{message}; the champion stays, and pods go on trying")
+    return PromotionFaulty(message, version=findings[0].version)

@@ -15,6 +15,7 @@ from typing import Any
 
 from airflow.exceptions import AirflowTimetableInvalid
 from airflow.sdk import DAG, Param
+from airflow.sdk.definitions.template import literal
 
 from lorafleet_airflow.assets import dataset_asset, versions_asset
 from lorafleet_airflow.dag_docs import adapter_doc, broken_spec_doc
@@ -97,7 +98,8 @@ def _adapter_dag(spec: AdapterSpec, path: Path) -> DAG:
 
 
 def _steps(spec: AdapterSpec, path: Path) -> None:
-    given: dict[str, Any] = {"spec": str(path), "adapter": spec.name, "overrides": _OVERRIDES}
+    name = _name(spec)
+    given: dict[str, Any] = {"spec": str(path), "adapter": name, "overrides": _OVERRIDES}
     validate = ValidateDatasetOperator(task_id="validate", inlets=[dataset_asset(spec)], **given)
     train = TrainAdapterOperator(
         task_id="train",
@@ -111,7 +113,7 @@ def _steps(spec: AdapterSpec, path: Path) -> None:
     evaluate = EvaluateAdapterOperator(task_id="evaluate", pool=TRAINING_POOL, **given)
     register = RegisterAdapterOperator(task_id="register", retries=2, outlets=[versions_asset(spec.name)], **given)
     promote = PromoteAdapterOperator(
-        task_id="promote", adapter=spec.name, version=_REGISTERED_VERSION, policy=spec.promotion.policy.value
+        task_id="promote", adapter=name, version=_REGISTERED_VERSION, policy=spec.promotion.policy.value
     )
     last = validate >> train >> evaluate >> register
     if spec.promotion.policy is PromotionPolicy.APPROVAL:
@@ -125,11 +127,16 @@ def _approval(spec: AdapterSpec) -> Any:
 
     return ApproveVersionOperator(
         task_id="approve",
-        adapter=spec.name,
+        adapter=_name(spec),
         version=_REGISTERED_VERSION,
         subject=f"Promote {spec.name} version {_REGISTERED_VERSION}?",
         body=_APPROVAL_BODY,
     )
+
+
+def _name(spec: AdapterSpec) -> Any:
+    # Rendered as a native value, a name such as 2024 or None would come out as what it spells.
+    return literal(spec.name)
 
 
 def _schedule(spec: AdapterSpec) -> Any:

@@ -21,7 +21,9 @@ class Standing(StrEnum):
 
     SERVING = "serving"
     PENDING = "pending"
-    """Not yet taken: unknown, loading, or failed for a reason that may pass."""
+    """Not yet taken: unknown or loading, and nothing is in the way."""
+    HINDERED = "hindered"
+    """Not yet taken for a reason that may pass and is not the version's: what it is read from does not answer."""
     REFUSED = "refused"
     FOREIGN = "foreign"
     """The pod serves another base and rightly ignores the adapter."""
@@ -100,10 +102,14 @@ def _stand(champion: Champion, pod: PodState) -> tuple[Standing, str]:
     if pod.serves(champion.name, version):
         return Standing.SERVING, ""
     held = pod.version(champion.name, version.version)
-    if held is None:
-        return Standing.PENDING, pod.report.registry_error or "not known to the pod yet"
-    if held.state is ServeState.REFUSED:
+    if held is not None and held.state is ServeState.REFUSED:
         return Standing.REFUSED, held.error or ""
-    if held.digest and held.digest != version.digest:
+    if held is not None and held.digest and held.digest != version.digest:
         return Standing.REFUSED, f"the pod holds digest {held.digest}, the registry names {version.digest}"
+    if held is not None and held.state is ServeState.FAILED:
+        return Standing.HINDERED, held.error or held.state.value
+    if pod.report.registry_error is not None:
+        return Standing.HINDERED, pod.report.registry_error
+    if held is None:
+        return Standing.PENDING, "not known to the pod yet"
     return Standing.PENDING, held.error or held.state.value

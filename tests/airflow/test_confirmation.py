@@ -115,6 +115,30 @@ def test_a_pod_that_is_away_is_retried_and_moves_nothing(fleet: WatchedFleet, mo
     assert fleet.champion(name) == 2
 
 
+def test_a_champion_that_pods_cannot_read_now_stays_and_is_confirmed_once_they_can(fleet: WatchedFleet) -> None:
+    name = fleet.adapter(versions=2)
+    fleet.registry.set_alias(name, Alias.LIVE, 1)
+    fleet.pod.unreadable[name, 2] = "cannot read s3://mlflow/weights: it does not answer"
+    fleet.promote(name, 2)
+    with pytest.raises(PromotionUnconfirmed, match=r"is hindered .*cannot read s3://mlflow/weights.*champion stays"):
+        _confirm(name, wait_s=0.5)
+    assert fleet.champion(name) == 2
+    fleet.pod.unreadable.clear()
+    fleet.pod.sync(name)
+    assert _confirm(name)["version"] == 2
+
+
+def test_a_pod_that_cannot_read_the_registry_is_no_fault_of_the_version(fleet: WatchedFleet) -> None:
+    name = fleet.adapter(versions=2)
+    fleet.promote(name, 1)
+    fleet.registry.set_alias(name, Alias.LIVE, 1)
+    fleet.pod.registry, fleet.pod.registry_error = None, "the registry does not answer"
+    fleet.promote(name, 2)
+    with pytest.raises(PromotionUnconfirmed, match="the registry does not answer"):
+        _confirm(name, wait_s=0.5)
+    assert fleet.champion(name) == 2
+
+
 def test_a_champion_that_is_not_taken_in_time_goes_back(fleet: WatchedFleet) -> None:
     name = fleet.adapter(versions=2)
     fleet.registry.set_alias(name, Alias.LIVE, 1)
@@ -220,8 +244,9 @@ def test_a_version_whose_gate_failed_is_never_promoted_whatever_the_policy(
         ("auto", {Tag.SERVE_STATE: "refused"}, None, False),
         ("approval", {Tag.SERVE_PROMOTED_AT: "2026-01-01T00:00:00+00:00"}, 1, True),
         ("auto", {Tag.SERVE_PROMOTED_AT: "2026-01-01T00:00:00+00:00"}, 3, False),
-        # A version that nobody tried yet, and a try of this very run's.
+        # A version that nobody tried yet, one that pods could not read then, and a try of this very run's.
         ("auto", {}, 1, True),
+        ("auto", {Tag.SERVE_STATE: "failed"}, 1, True),
         ("auto", {}, 3, True),
         ("auto", {Tag.SERVE_STATE: "refused"}, 2, True),
     ],

@@ -60,6 +60,27 @@ def test_an_approval_stands_before_the_promotion(specs: Path, write_spec: WriteS
     assert edges["approve"] == {"promote"}
 
 
+class _Finished:
+    """The part of a task instance that templates read: what the steps before it gave back."""
+
+    def xcom_pull(self, task_ids: str) -> dict[str, object]:
+        results: dict[str, dict[str, object]] = {"register": {"version": 3}, "evaluate": {"base": 0.1}}
+        return results[task_ids]
+
+
+@pytest.mark.parametrize("name", ["2024", "None", "1e3"])
+def test_a_name_that_spells_another_value_reaches_every_step_as_text(
+    specs: Path, write_spec: WriteSpec, name: str
+) -> None:
+    write_spec(name=name, promotion={"policy": "approval"})
+    dag = _only(specs)
+    context = {"params": dag.params.dump(), "ti": _Finished()}
+    for task in dag.tasks:
+        task.render_template_fields(context)
+        assert (task.task_id, task.adapter) == (task.task_id, name)
+    assert dag.get_task("promote").version == 3
+
+
 @pytest.mark.parametrize("policy", ["auto", "manual", "approval"])
 def test_the_promote_task_knows_the_policy(specs: Path, write_spec: WriteSpec, policy: str) -> None:
     write_spec(promotion={"policy": policy})

@@ -13,6 +13,7 @@ import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.utils.state import DagRunState
 
+from lorafleet_airflow.confirmation import Confirmation, Confirmer, Outcome
 from lorafleet_contract.states import GateStatus
 from lorafleet_pipeline.evaluation.report import EvaluationReport
 from lorafleet_pipeline.registry.promotion import Promotion
@@ -149,3 +150,19 @@ def test_a_dry_run_validates_and_skips_the_rest(fleet: WatchedFleet, run: Run, c
     assert (state, tasks["validate"]) == (DagRunState.SUCCESS, "success")
     assert {tasks[name] for name in ("train", "evaluate", "register", "promote")} == {"skipped"}
     assert "training.step.train" not in calls
+
+
+def test_a_champion_whose_name_spells_a_number_is_confirmed_under_that_name(
+    fleet: WatchedFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    confirmed: list[str] = []
+
+    def confirm(self: Confirmer, adapter: str) -> Confirmation:
+        confirmed.append(adapter)
+        return Confirmation(adapter, Outcome.CONFIRMED)
+
+    monkeypatch.setattr(Confirmer, "confirm", confirm)
+    dag = DagBag(dag_folder=str(ROOT / "dags")).dags["promote_adapters"]
+    finished = dag.test(run_conf={"adapters": ["2024"]})
+    assert (finished.state, confirmed) == (DagRunState.SUCCESS, ["2024"])
+    assert "adapter 2024" in [item.rendered_map_index for item in finished.get_task_instances()]

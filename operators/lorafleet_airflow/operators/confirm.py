@@ -57,8 +57,8 @@ class ConfirmPromotionOperator(PlatformOperator):
     Wait until every pod serves an adapter's champion and let each answer once; go back by alias if it is faulty.
 
     The champion is rolled back to ``live``, or from there to an older ``previous``, when a pod refuses it, does not
-    take it in time, or fails its smoke request, and the task fails naming the cause. A pod that is away is no fault of
-    the version: the task is then retried and nothing is moved.
+    take it in time, or fails its smoke request, and the task fails naming the cause. A pod that is away, or that cannot
+    read the version or the registry now, is no fault of the version: the task is then retried and nothing is moved.
 
     :param adapter: name of the adapter.
     :param wait_s: longest wait for the pods, in seconds.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from itertools import islice
@@ -97,13 +97,27 @@ class Dataset:
 
 def _may_travel(example: Example) -> bool:
     """Whether an input may be shown to everyone, is short enough to be, and is JSON that everyone reads."""
-    if find_patterns(example.prompt):
+    # What travels is the whole value of each column, of which the template may print a part.
+    if any(find_patterns(text) for text in (example.prompt, *_texts(example.variables))):
         return False
     try:
         text = json.dumps({**example.variables}, allow_nan=False, default=str)
     except ValueError:
         return False  # Infinity is no JSON, though Python writes and reads it.
     return len(text) <= MAX_EXAMPLE_CHARS
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text within a value, keys too, as it stands: JSON would put letters of its escapes before a number."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+    else:
+        yield str(value)
 
 
 def examples_digest(splits: Mapping[Split, Iterable[Example]]) -> str:

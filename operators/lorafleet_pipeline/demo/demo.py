@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from lorafleet_contract.aliases import Alias
 from lorafleet_contract.manifest import GATE_REPORT_FILE, MANIFEST_FILE, AdapterManifest
+from lorafleet_contract.prompt import PromptBlock
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.demo.airflow_client import AirflowClient, RunState
 from lorafleet_pipeline.demo.result import Address, Comparison, DemoResult
@@ -28,6 +29,7 @@ from lorafleet_serving.client import PodClient
 
 _POLL_S = 1.0
 _PARSE_LIMIT_S = 180.0
+_PLAIN_PROMPT = "Hello"
 
 
 class DemoScreen(Protocol):
@@ -185,21 +187,32 @@ def _result(
         digest=registry.get_version(spec.name, version).tags[Tag.LORA_DIGEST],
         uri=address,
         seconds=seconds,
-        comparison=_compare(manifest, settings),
+        comparison=compare(manifest, settings),
         addresses=_addresses(status),
         stack_kept=kept,
     )
 
 
-def _compare(manifest: AdapterManifest, settings: PlatformSettings) -> Comparison:
+def compare(manifest: AdapterManifest, settings: PlatformSettings) -> Comparison:
+    """Ask base and champion the same over REST."""
     block = manifest.prompt
-    variables = block.examples[0]
-    prompt = block.render(variables)
+    prompt, question = _question(block)
     asked: dict[str, Any] = {"max_tokens": block.max_new_tokens, "stop": list(block.stop)}
     with PodClient(settings.pods[0]) as client:
         base = client.complete(prompt=prompt, **asked)
-        champion = client.complete(model=manifest.name, variables=variables, **asked)
+        champion = client.complete(model=manifest.name, **question, **asked)
     return Comparison(prompt=prompt, base=base.text.strip(), champion=champion.text.strip())
+
+
+def _question(block: PromptBlock) -> tuple[str, dict[str, Any]]:
+    """An example of the version's own, rendered for the base and by its variables for the champion.
+
+    Where every row looked like personal data, or was too long, no example travelled with the version.
+    """
+    if not block.examples:
+        return _PLAIN_PROMPT, {"prompt": _PLAIN_PROMPT}
+    variables = block.examples[0]
+    return block.render(variables), {"variables": variables}
 
 
 def _addresses(status: StackStatus) -> tuple[Address, ...]:

@@ -1,4 +1,4 @@
-"""Whether a version's gate lets it be promoted, and the waiver where a person says so."""
+"""What a version's signed gate report says, whether it lets it be promoted, and the waiver where a person says so."""
 
 from __future__ import annotations
 
@@ -22,17 +22,7 @@ def check_gate(
     Raises:
         GateRefused: the gate did not pass, or the report is not of this version.
     """
-    storage = Storage(settings.s3)
-    address = f"{registry.get_artifact_address(item.name, item.version)}/{GATE_REPORT_FILE}"
-    try:
-        report = GateReport.read(storage.read_bytes(address), settings.require_gate_key())
-    except SignatureInvalid as error:
-        raise GateRefused(f"version {item.version} of {item.name}: {error}") from error
-    if report.digest != item.tags[Tag.LORA_DIGEST]:
-        raise GateRefused(
-            f"version {item.version} of {item.name}: the gate report is about {report.digest}, the version is "
-            f"{item.tags[Tag.LORA_DIGEST]}: evaluate and register it again"
-        )
+    report = read_gate_report(registry, item, settings)
     if report.status is GateStatus.WAIVED:
         _tag_waiver(registry, item, report)
     if report.status.servable:
@@ -44,9 +34,34 @@ def check_gate(
             "--waive REASON to serve it all the same"
         )
     waived = report.waive(waive, actor.who or "unknown", settings.require_gate_key())
-    storage.write_bytes(address, waived.to_bytes())
+    Storage(settings.s3).write_bytes(_address(registry, item), waived.to_bytes())
     # Tags after the report: pods look again when a tag changes.
     _tag_waiver(registry, item, waived)
+
+
+def read_gate_report(registry: RegistryClient, item: ModelVersion, settings: PlatformSettings) -> GateReport:
+    """The signed report of a version, whatever it says.
+
+    Raises:
+        GateRefused: it is not signed, not with this key, or is not of this version.
+        GateReportInvalid: a field is missing or wrong.
+        StorageError: it cannot be read.
+    """
+    try:
+        text = Storage(settings.s3).read_bytes(_address(registry, item))
+        report = GateReport.read(text, settings.require_gate_key())
+    except SignatureInvalid as error:
+        raise GateRefused(f"version {item.version} of {item.name}: {error}") from error
+    if report.digest != item.tags[Tag.LORA_DIGEST]:
+        raise GateRefused(
+            f"version {item.version} of {item.name}: the gate report is about {report.digest}, the version is "
+            f"{item.tags[Tag.LORA_DIGEST]}: evaluate and register it again"
+        )
+    return report
+
+
+def _address(registry: RegistryClient, item: ModelVersion) -> str:
+    return f"{registry.get_artifact_address(item.name, item.version)}/{GATE_REPORT_FILE}"
 
 
 def _tag_waiver(registry: RegistryClient, item: ModelVersion, waived: GateReport) -> None:

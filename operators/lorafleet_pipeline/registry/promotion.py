@@ -71,13 +71,14 @@ def promote(
 def had_its_turn(name: str, version: int, registry: RegistryClient) -> bool:
     """Whether a version was live, or refused, and is the champion no longer: another was preferred to it, by whomever.
 
-    Its gate compared it with the champion of its own time, so that it says nothing about the one of today.
+    Its gate compared it with the champion of its own time, so that it says nothing about the one of today. A version
+    that pods failed to load had no turn: the reason may have passed.
 
     Raises:
         PromotionError: there is no such version.
     """
     tags = _version(registry, name, version).tags
-    was_tried = Tag.SERVE_PROMOTED_AT in tags or tags.get(Tag.SERVE_STATE) in (ServeState.REFUSED, ServeState.FAILED)
+    was_tried = Tag.SERVE_PROMOTED_AT in tags or tags.get(Tag.SERVE_STATE) == ServeState.REFUSED
     return was_tried and _aliases(registry, name).get(Alias.CHAMPION) != version
 
 

@@ -41,7 +41,7 @@ def train(
         TrainingCancelled: someone cancelled it.
         TrainingError: anything else that ended it.
         RegistryError: the registry could not be asked about earlier versions.
-        StorageError: the run folder cannot be written.
+        StorageError: the run folder cannot be written, or the gate report of an earlier version not be read.
     """
     with disk_errors(run.path):
         return _train(spec, run, settings, on_progress, force=force)
@@ -57,7 +57,7 @@ def _train(
         finished = job.result(identity)
         if finished is not None:
             return finished
-        unchanged = None if force or not settings.mlflow_url else find_unchanged(spec, identity, settings.registry())
+        unchanged = None if force or not settings.mlflow_url else find_unchanged(spec, identity, settings)
         if unchanged is not None:
             logger.info(
                 "training of %s is skipped: version %s has the same spec and data", spec.name, unchanged.skipped_version

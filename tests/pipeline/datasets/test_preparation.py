@@ -151,6 +151,33 @@ def test_examples_that_travel_are_validation_inputs_without_personal_data(tmp_pa
     assert dataset.prompt_examples() == tuple({"text": row["text"]} for row in clean_rows(2, 100))
 
 
+@pytest.mark.parametrize("hidden", ["ada@example.org", "GB82 WEST 1234 5698 7654 32", "+49 30 901820"])
+@pytest.mark.parametrize(
+    "ticket",
+    [
+        {"text": "case 5 of\n%s"},
+        {"text": "case", "from": {"by": ["x", "mail\n%s"]}},
+        {"text": "case", "%s": 1},
+    ],
+)
+def test_examples_that_travel_hold_no_personal_data_that_the_prompt_leaves_out(
+    tmp_path: Path, ticket: Row, hidden: str
+) -> None:
+    def row(number: int) -> Row:
+        return {"id": number, "ticket": {"text": "case"}, "label": "old"}
+
+    planted = json.loads(json.dumps(row(1) | {"ticket": ticket}).replace("%s", hidden))
+    splits = {
+        "train": map(row, range(10, 20)),
+        "validation": [planted, row(2), row(3)],
+        "test": map(row, range(20, 25)),
+    }
+    spec = make_spec(write_splits(tmp_path, **splits), prompt="{{ id }}: {{ ticket.text[:4] }}")
+    prepare(spec, _run(tmp_path), make_settings(tmp_path))
+    examples = read_prepared(_run(tmp_path)).prompt_examples()
+    assert [example["id"] for example in examples] == [2, 3]
+
+
 def test_examples_that_travel_are_short_and_plain_json(tmp_path: Path) -> None:
     rows: list[Row] = [
         {"text": "long " * 2000, "label": "old"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from mlflow import MlflowClient
 
 from lorafleet_contract.aliases import Alias, Stage
+from lorafleet_contract.manifest import GATE_REPORT_FILE
+from lorafleet_contract.signature import sign
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.datasets.preparation import read_prepared
 from lorafleet_pipeline.evaluation.champion import fetch_champion
@@ -75,14 +78,60 @@ def test_a_version_that_differs_or_failed_does_not_stand_in(spec: AdapterSpec, p
     identity = TrainingIdentity(spec.spec_digest, read_prepared(run).digest)
     registry = platform.registry()
     version = registry.get_version(spec.name, register(spec, run, platform).version)
-    assert find_unchanged(spec, identity, registry) is not None
+    assert find_unchanged(spec, identity, platform) is not None
     for tag, value in ((Tag.GATE_STATUS, "failed"), (Tag.DATASET_DIGEST, "x"), (Tag.LORA_BASE_DIGEST, "x")):
         registry.set_version_tag(spec.name, version.version, tag, value)
-        assert find_unchanged(spec, identity, registry) is None
+        assert find_unchanged(spec, identity, platform) is None
         registry.set_version_tag(spec.name, version.version, tag, version.tags[tag])
-    assert find_unchanged(spec, identity, registry) is not None
+    assert find_unchanged(spec, identity, platform) is not None
     registry.transition_stage(spec.name, version.version, Stage.ARCHIVED)
-    assert find_unchanged(spec, identity, registry) is None
+    assert find_unchanged(spec, identity, platform) is None
+
+
+def test_a_version_that_pods_refuse_does_not_stand_in(spec: AdapterSpec, platform: PlatformSettings) -> None:
+    run, _ = _evaluated(spec, platform, "first", seed=1)
+    identity = TrainingIdentity(spec.spec_digest, read_prepared(run).digest)
+    number, registry = register(spec, run, platform).version, platform.registry()
+    for state, stands_in in (("ready", True), ("failed", True), ("refused", False)):
+        registry.set_version_tag(spec.name, number, Tag.SERVE_STATE, state)
+        assert (find_unchanged(spec, identity, platform) is not None) is stands_in
+
+
+def test_a_gate_that_passed_by_its_tag_alone_does_not_stand_in(
+    spec: AdapterSpec, platform: PlatformSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, _ = _evaluated(spec, platform, "first", seed=1)
+    identity = TrainingIdentity(spec.spec_digest, read_prepared(run).digest)
+    version, storage = register(spec, run, platform), Storage(platform.s3)
+    address = f"{version.uri}/{GATE_REPORT_FILE}"
+    report = json.loads(storage.read_bytes(address))
+    keyless = replace(platform, gate_key="")
+    for document, reason in (
+        (sign({**report, "status": "failed"}, platform.gate_key), "its tag says passed, its gate report failed"),
+        ({**report, "status": "waived"}, "the signature of the gate report does not match"),
+        (sign({**report, "digest": "sha256:other"}, platform.gate_key), "the gate report is about sha256:other"),
+        (sign({"status": "passed"}, platform.gate_key), "gate report cannot be read"),
+    ):
+        storage.write_bytes(address, json.dumps(document).encode())
+        assert find_unchanged(spec, identity, platform) is None
+        assert reason in caplog.messages[-1]
+        assert find_unchanged(spec, identity, keyless) is not None
+    storage.write_bytes(address, json.dumps(report).encode())
+    assert find_unchanged(spec, identity, platform) is not None
+
+
+def test_an_older_version_stands_in_for_a_newer_one_that_pods_refuse(
+    spec: AdapterSpec, platform: PlatformSettings
+) -> None:
+    first, _ = _evaluated(spec, platform, "first", seed=1)
+    second, _ = _evaluated(spec, platform, "second", seed=2)
+    identity = TrainingIdentity(spec.spec_digest, read_prepared(first).digest)
+    older, newer = (register(spec, run, platform).version for run in (first, second))
+    for state, stands_in in (("ready", newer), ("refused", older)):
+        platform.registry().set_version_tag(spec.name, newer, Tag.SERVE_STATE, state)
+        found = find_unchanged(spec, identity, platform)
+        assert found is not None
+        assert found.skipped_version == stands_in
 
 
 def test_candidate_is_compared_with_the_champion_and_mlflow_holds_the_figures(

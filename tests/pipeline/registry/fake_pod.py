@@ -1,6 +1,6 @@
 """A pod as the controller sees it: reports and nudges over HTTP, and a registry that it follows by alias.
 
-It loads nothing. Tests say which versions it refuses or keeps loading.
+It loads nothing. Tests say which versions it refuses, cannot read or keeps loading.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ BASE_DIGEST = "sha256:" + "b" * 64
 
 
 class FakePod:
-    """One pod. `refusals` and `loading` are keyed by name and version."""
+    """One pod. `refusals`, `unreadable` and `loading` are keyed by name and version."""
 
     def __init__(self, base_digest: str = BASE_DIGEST) -> None:
         self.base_digest = base_digest
         self.refusals: dict[tuple[str, int], str] = {}
+        self.unreadable: dict[tuple[str, int], str] = {}
         self.loading: set[tuple[str, int]] = set()
+        self.registry_error: str | None = None
         self.nudges: list[tuple[str, float]] = []
         self.registry: RegistryClient | None = None
         self._adapters: dict[str, AdapterReport] = {}
@@ -72,7 +74,9 @@ class FakePod:
     def report(self) -> PodReport:
         with self._lock:
             adapters = tuple(self._adapters.values())
-            return PodReport("fake-pod", "fake-base", self.base_digest, adapters, synced_at=self._synced_at)
+            return PodReport(
+                "fake-pod", "fake-base", self.base_digest, adapters, self.registry_error, synced_at=self._synced_at
+            )
 
     def _report(self, name: str, aliases: dict[str, int], held: dict[int, ModelVersion]) -> AdapterReport:
         versions: dict[int, VersionReport] = {}
@@ -89,6 +93,8 @@ class FakePod:
     def _state(self, name: str, version: int) -> tuple[ServeState, str | None]:
         if reason := self.refusals.get((name, version)):
             return ServeState.REFUSED, reason
+        if reason := self.unreadable.get((name, version)):
+            return ServeState.FAILED, reason
         return (ServeState.LOADING if (name, version) in self.loading else ServeState.READY), None
 
     def _handler(pod) -> type[BaseHTTPRequestHandler]:

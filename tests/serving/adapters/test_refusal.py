@@ -102,7 +102,12 @@ def test_an_edited_tag_takes_nothing_out_of_service_that_was_verified(
     assert pod.client.complete(registered.name, "the cat", max_tokens=2).digest == registered.digest
     registry.client.set_version_tag(registered.name, 1, tag, right)
     pod.client.nudge(registered.name, WEBHOOK_SECRET)
-    pod.wait_for(lambda: (pod.version(registered.name, 1).error is None) or None, "the error to go")
+
+    def is_mended() -> bool | None:
+        found = pod.version(registered.name, 1)
+        return (found is not None and found.error is None) or None
+
+    pod.wait_for(is_mended, "the error to go")
 
 
 def test_a_missing_report_is_refused(pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory) -> None:
