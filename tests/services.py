@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunningS3:
-    """A running SeaweedFS with the platform's keys, and the pod's read-only ones in `pod`."""
+    """A running SeaweedFS with the platform's keys, and in `server` those of others, which may do less."""
 
     server: SeaweedFS
     component: Component
@@ -76,6 +76,8 @@ def start_s3(folder: Path, running: ExitStack) -> RunningS3:
         ports=free_ports(),
         platform=S3Keys("platform-key", "platform-secret"),
         pod=S3Keys("pod-key", "pod-secret"),
+        mlflow=S3Keys("mlflow-key", "mlflow-secret"),
+        audit=S3Keys("audit-key", "audit-secret"),
         log=folder / "s3.log",
     )
     return RunningS3(server, _start(server.plan(), running))
@@ -93,7 +95,7 @@ def start_mlflow(
         folder=folder,
         port=free_port(),
         s3_endpoint=s3.endpoint,
-        keys=s3.server.platform,
+        keys=s3.server.mlflow,
         log=folder / "mlflow.log",
         app_name=app_name,
         environment=environment or {},

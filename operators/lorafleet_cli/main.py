@@ -7,6 +7,7 @@ of the platform end the process with one line on stderr; anything else is a bug 
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typer.core import TyperGroup
 
 from lorafleet_contract.exceptions import ContractError
 from lorafleet_pipeline.exceptions import PipelineError
+from lorafleet_pipeline.stack.environment import loopback_without_proxy
 from lorafleet_serving.exceptions import ServingError
 
 _USER_ERRORS = (ContractError, PipelineError, ServingError)
@@ -85,6 +87,8 @@ def main() -> None:
         # A command that is ended stops what it has started; under nohup, one goes on.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)
+    # Registry, S3 and pods of the stack are on this machine, for this process and those that it starts.
+    os.environ.update(loopback_without_proxy(os.environ))
     try:
         app()
     except _USER_ERRORS as error:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorafleet_contract.registry import RegistryClient, RegistryEndpoint
 from lorafleet_pipeline.exceptions import InvalidSetting
 
 STACK_ENV_FILE = "stack.env"
+AUDIT_KEY = "LORAFLEET_AUDIT_S3_KEY"
+AUDIT_SECRET = "LORAFLEET_AUDIT_S3_SECRET"
+_S3_CREDENTIALS = ("AWS_", AUDIT_KEY, AUDIT_SECRET)
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class S3Settings:
     access_key_id: str | None = field(default=None, repr=False)
     secret_access_key: str | None = field(default=None, repr=False)
     region: str = "us-east-1"
+    session_token: str | None = field(default=None, repr=False)
+    """What temporary credentials have beside the pair of keys."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class PlatformSettings:
     datasets_url: str = "s3://datasets"
     docs_url: str = "s3://datadocs"
     audit_url: str = "s3://audit"
+    audit_s3: S3Settings | None = None
+    """How the controller reaches the audit log, where it has keys of its own for it; else as all the rest."""
     adapters_dir: Path | None = None
     gate_key: str = field(default="", repr=False)
     admin_token: str = field(default="", repr=False)
@@ -54,11 +61,12 @@ class PlatformSettings:
         """Read the settings. Without a registry, `mlflow_url` is empty, if that is allowed.
 
         Raises:
-            InvalidSetting: no registry is configured and no stack has been started in the home folder.
+            InvalidSetting: no registry is configured and no stack has been started in the home folder; or of the
+                audit log's pair of keys, one is missing.
         """
         given = os.environ if environ is None else environ
         home = home or Path(given.get("LORAFLEET_HOME") or "~/.lorafleet").expanduser()
-        values = _merged(read_env_file(home / STACK_ENV_FILE), given)
+        values = merged_environment(read_env_file(home / STACK_ENV_FILE), given)
         mlflow_url = values.get("LORAFLEET_MLFLOW_URL", "")
         if not mlflow_url and registry_required:
             raise InvalidSetting(
@@ -78,6 +86,7 @@ class PlatformSettings:
             datasets_url=values.get("LORAFLEET_DATASETS_URL", cls.datasets_url).rstrip("/"),
             docs_url=values.get("LORAFLEET_DOCS_URL", cls.docs_url).rstrip("/"),
             audit_url=values.get("LORAFLEET_AUDIT_URL", cls.audit_url).rstrip("/"),
+            audit_s3=_audit_s3(values),
             adapters_dir=Path(adapters_dir).expanduser() if adapters_dir else None,
             gate_key=values.get("LORAFLEET_GATE_KEY", ""),
             admin_token=values.get("LORAFLEET_ADMIN_TOKEN", ""),
@@ -101,7 +110,16 @@ class PlatformSettings:
             "LORAFLEET_S3_ENDPOINT": self.s3.endpoint or "",
             "AWS_DEFAULT_REGION": self.s3.region,
         }
-        keys = {"AWS_ACCESS_KEY_ID": self.s3.access_key_id, "AWS_SECRET_ACCESS_KEY": self.s3.secret_access_key}
+        audit_s3 = self.audit_s3 or S3Settings()
+        keys = {
+            "AWS_ACCESS_KEY_ID": self.s3.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": self.s3.secret_access_key,
+            AUDIT_KEY: audit_s3.access_key_id,
+            AUDIT_SECRET: audit_s3.secret_access_key,
+        }
+        if self.s3.access_key_id:
+            # Even if empty: a token in the process's own environment belongs to other keys.
+            values["AWS_SESSION_TOKEN"] = self.s3.session_token or ""
         return values | {name: value for name, value in keys.items() if value} | self.mlflow_credentials()
 
     def mlflow_credentials(self) -> dict[str, str]:
@@ -165,15 +183,21 @@ def read_env_file(path: Path) -> dict[str, str]:
     return values
 
 
-def _merged(written: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
-    """The environment over the file; but credentials come from where the address does that they are for."""
-    values = {**written, **given}
-    if "LORAFLEET_S3_ENDPOINT" in written and "LORAFLEET_S3_ENDPOINT" not in given:
-        values |= {name: value for name, value in written.items() if name.startswith("AWS_")}
-    if "LORAFLEET_MLFLOW_URL" in written and "LORAFLEET_MLFLOW_URL" not in given:
-        foreign = [name for name in given if name.startswith("MLFLOW_TRACKING_") and name not in written]
-        values = {name: value for name, value in values.items() if name not in foreign}
-    return values
+def merged_environment(written: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """The environment over the stack's file; but credentials come from where the address does that they are for."""
+    endpoint, registry = "LORAFLEET_S3_ENDPOINT", "LORAFLEET_MLFLOW_URL"
+    if endpoint in written and endpoint not in given:
+        given = _without(given, *_S3_CREDENTIALS)
+    elif given.get(endpoint) != written.get(endpoint) or "AWS_ACCESS_KEY_ID" in given:
+        # Half of one account's credentials and half of another's are refused by both.
+        written = _without(written, *_S3_CREDENTIALS)
+    if registry in written and registry not in given:
+        given = _without(given, "MLFLOW_TRACKING_")
+    return {**written, **given}
+
+
+def _without(values: Mapping[str, str], *prefixes: str) -> dict[str, str]:
+    return {name: value for name, value in values.items() if not name.startswith(prefixes)}
 
 
 def _s3(values: Mapping[str, str]) -> S3Settings:
@@ -182,4 +206,13 @@ def _s3(values: Mapping[str, str]) -> S3Settings:
         access_key_id=values.get("AWS_ACCESS_KEY_ID") or None,
         secret_access_key=values.get("AWS_SECRET_ACCESS_KEY") or None,
         region=values.get("AWS_DEFAULT_REGION") or S3Settings.region,
+        session_token=values.get("AWS_SESSION_TOKEN") or None,
     )
+
+
+def _audit_s3(values: Mapping[str, str]) -> S3Settings | None:
+    key, secret = values.get(AUDIT_KEY), values.get(AUDIT_SECRET)
+    if bool(key) != bool(secret):
+        missing, present = (AUDIT_SECRET, AUDIT_KEY) if key else (AUDIT_KEY, AUDIT_SECRET)
+        raise InvalidSetting(f"{present} is set without {missing}: set both, or neither to use AWS_ACCESS_KEY_ID")
+    return replace(_s3(values), access_key_id=key, secret_access_key=secret, session_token=None) if key else None

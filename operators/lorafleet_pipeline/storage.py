@@ -21,7 +21,9 @@ from lorafleet_pipeline.settings import S3Settings
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-_DENIED = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "401", "ExpiredToken"})
+_DENIED = frozenset(
+    {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403", "401", "ExpiredToken", "InvalidToken"}
+)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MISSING = frozenset({"NoSuchKey", "NoSuchBucket", "404", "NotFound"})
 
@@ -52,6 +54,7 @@ class Storage:
                 endpoint_url=settings.endpoint,
                 aws_access_key_id=settings.access_key_id,
                 aws_secret_access_key=settings.secret_access_key,
+                aws_session_token=settings.session_token,
                 region_name=settings.region,
                 config=config,
             )

@@ -13,10 +13,14 @@ from typing import Any
 import pytest
 
 from lorafleet_contract.states import GateStatus
+from lorafleet_pipeline.stack.ports import free_port
 from tests.pipeline.registry.conftest import fleet  # noqa: F401
 from tests.pipeline.registry.fleet import GATE_KEY, Fleet, digest_of, eventually
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
 @pytest.fixture
@@ -35,9 +39,12 @@ def run(fleet: Fleet) -> Run:  # noqa: F811
         "COLUMNS": "200",
     }
 
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def call(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "lorafleet_cli.main", *arguments]
-        return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+        outer = {name: value for name, value in os.environ.items() if name.lower() not in PROXY_VARIABLES}
+        return subprocess.run(
+            command, env={**outer, **environment, **more}, capture_output=True, text=True, check=False
+        )
 
     return call
 
@@ -45,6 +52,17 @@ def run(fleet: Fleet) -> Run:  # noqa: F811
 def document(result: subprocess.CompletedProcess[str]) -> Any:
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
+
+
+def test_registry_and_storage_of_this_machine_are_reached_past_a_proxy(fleet: Fleet, run: Run) -> None:  # noqa: F811
+    name = fleet.adapter()
+    fleet.set_gate(name, 1, GateStatus.PASSED)
+    nobody = f"http://127.0.0.1:{free_port()}"
+    proxies = {"http_proxy": nobody, "HTTP_PROXY": nobody, "https_proxy": nobody, "all_proxy": nobody}
+    assert document(run("promote", name, "1", "--json", **proxies))["version"] == 1
+    eventually(lambda: bool(fleet.audit(name)), "an entry of the promotion")
+    shown = document(run("history", name, "--json", NO_PROXY="intranet.example", **proxies))
+    assert "champion" in {entry["what"] for entry in shown["history"]}
 
 
 def test_promotion_rollback_and_what_they_leave_behind(fleet: Fleet, run: Run) -> None:  # noqa: F811

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorafleet_pipeline.exceptions import InvalidSetting
-from lorafleet_pipeline.settings import PlatformSettings, read_env_file
+from lorafleet_pipeline.settings import PlatformSettings, S3Settings, read_env_file
 
 
 def _write(home: Path, **values: str) -> None:
@@ -29,6 +29,67 @@ def test_foreign_aws_keys_do_not_reach_the_embedded_endpoint(tmp_path: Path) -> 
     assert (s3.endpoint, s3.access_key_id) == ("http://s3", "own")
     elsewhere = {"LORAFLEET_S3_ENDPOINT": "http://other", "AWS_ACCESS_KEY_ID": "foreign"}
     assert PlatformSettings.load(elsewhere, home=tmp_path).s3.access_key_id == "foreign"
+
+
+def test_temporary_credentials_are_read_handed_on_and_not_shown(tmp_path: Path) -> None:
+    _write(tmp_path, LORAFLEET_MLFLOW_URL="http://file")
+    given = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "hidden-secret",
+        "AWS_SESSION_TOKEN": "hidden-token",
+    }
+    settings = PlatformSettings.load(given, home=tmp_path)
+    assert settings.s3.session_token == "hidden-token"
+    assert "hidden" not in repr(settings)
+    assert PlatformSettings.load(settings.environ(), home=tmp_path) == settings
+
+
+def test_token_of_other_keys_reaches_neither_the_embedded_endpoint_nor_a_process_of_ours(tmp_path: Path) -> None:
+    own = {"LORAFLEET_S3_ENDPOINT": "http://s3", "AWS_ACCESS_KEY_ID": "own", "AWS_SECRET_ACCESS_KEY": "secret"}
+    _write(tmp_path, LORAFLEET_MLFLOW_URL="http://file", **own)
+    shell = {"AWS_ACCESS_KEY_ID": "foreign", "AWS_SESSION_TOKEN": "foreign"}
+    settings = PlatformSettings.load(shell, home=tmp_path)
+    assert settings.s3.session_token is None
+    assert PlatformSettings.load({**shell, **settings.environ()}, home=tmp_path) == settings
+
+
+def test_keys_of_the_stack_are_not_sent_to_another_endpoint(tmp_path: Path) -> None:
+    own = {"LORAFLEET_S3_ENDPOINT": "http://s3", "AWS_ACCESS_KEY_ID": "own", "AWS_SECRET_ACCESS_KEY": "secret"}
+    _write(tmp_path, LORAFLEET_MLFLOW_URL="http://file", **own)
+    s3 = PlatformSettings.load({"LORAFLEET_S3_ENDPOINT": "http://other"}, home=tmp_path).s3
+    assert (s3.endpoint, s3.access_key_id, s3.secret_access_key) == ("http://other", None, None)
+    # Whoever names the stack's own endpoint means the stack's keys.
+    same = PlatformSettings.load({"LORAFLEET_S3_ENDPOINT": "http://s3"}, home=tmp_path).s3
+    assert (same.access_key_id, same.secret_access_key) == ("own", "secret")
+
+
+def test_audit_log_has_keys_of_its_own_where_both_are_given(tmp_path: Path) -> None:
+    given = {
+        "LORAFLEET_MLFLOW_URL": "http://managed",
+        "LORAFLEET_S3_ENDPOINT": "http://s3",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_SESSION_TOKEN": "token",
+    }
+    assert PlatformSettings.load(given, home=tmp_path).audit_s3 is None
+    pair = {"LORAFLEET_AUDIT_S3_KEY": "audit", "LORAFLEET_AUDIT_S3_SECRET": "hidden"}
+    settings = PlatformSettings.load({**given, **pair}, home=tmp_path)
+    assert settings.audit_s3 == S3Settings("http://s3", "audit", "hidden")
+    assert settings.s3.access_key_id == "key"
+    assert "hidden" not in repr(settings)
+    assert PlatformSettings.load(settings.environ(), home=tmp_path) == settings
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("LORAFLEET_AUDIT_S3_KEY", "LORAFLEET_AUDIT_S3_SECRET"),
+        ("LORAFLEET_AUDIT_S3_SECRET", "LORAFLEET_AUDIT_S3_KEY"),
+    ],
+)
+def test_half_a_pair_of_the_audit_log_is_refused_by_name(tmp_path: Path, name: str, missing: str) -> None:
+    with pytest.raises(InvalidSetting, match=f"{name} is set without {missing}: set both, or neither"):
+        PlatformSettings.load({"LORAFLEET_MLFLOW_URL": "http://managed", name: "x"}, home=tmp_path)
 
 
 def test_no_registry_is_one_line_with_the_remedy(tmp_path: Path) -> None:

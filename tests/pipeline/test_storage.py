@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import errno
 import os
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lorafleet_pipeline.exceptions import ObjectMissing, StorageDenied, StorageError, StorageUnreachable
 from lorafleet_pipeline.settings import S3Settings
 from lorafleet_pipeline.storage import Storage, split_s3
+from tests.http_server import Server, running
 from tests.services import RunningS3
 
 SECRET = "geheimnis-4711"
@@ -95,6 +98,28 @@ def test_wrong_credentials_are_told_and_not_shown(
         assert SECRET not in str(caught.value)
         assert "\n" not in str(caught.value)
     assert SECRET not in repr(keys)
+
+
+def test_token_of_temporary_credentials_goes_with_every_request() -> None:
+    tokens: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            tokens.append(self.headers.get("X-Amz-Security-Token"))
+            self.send_response(200)
+            self.send_header("Content-Length", "1")
+            self.end_headers()
+            self.wfile.write(b"x")
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Keep quiet."""
+
+    server = Server(("127.0.0.1", 0), Handler)
+    with running(server):
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        for token in ("temporary", None):
+            assert Storage(S3Settings(endpoint, "key", SECRET, session_token=token)).read_bytes("s3://bucket/x") == b"x"
+    assert tokens == ["temporary", None]
 
 
 def test_absent_credentials_are_told(s3: RunningS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ class Controller:
     ) -> None:
         self._client = controller_registry(settings)
         self._mirror = RegistryMirror(self._client, interval_s * FULL_LOOK_EVERY)
-        self._audit = AuditWriter(AuditLog(Storage(settings.s3), settings.audit_url))
+        self._audit = AuditWriter(AuditLog(Storage(settings.audit_s3 or settings.s3), settings.audit_url))
         self._lock_path = settings.home / LOCK_FILE
         self._interval_s = interval_s
         self._announced = announced

@@ -1,7 +1,7 @@
 """Airflow: api-server, scheduler, dag-processor and triggerer, each a component of its own.
 
-They share SQLite, the LocalExecutor and one generated password. The training pool and the connections are made
-through the public REST interface once the api-server answers; this package never imports Airflow.
+They share SQLite, the LocalExecutor and one generated password. What the DAGs need in its database is put there once
+the api-server answers; this package never imports Airflow.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from lorafleet_pipeline.exceptions import StackError
+from lorafleet_pipeline.stack.airflow_entities import POD_CONNECTION, REGISTRY_CONNECTION, AirflowEntities
 from lorafleet_pipeline.stack.component import ComponentPlan, Probe, http_probe
 from lorafleet_pipeline.stack.database import ServiceDatabase
 from lorafleet_pipeline.stack.environment import clean_environment
@@ -25,9 +25,6 @@ from lorafleet_pipeline.stack.ports import LOOPBACK
 from lorafleet_pipeline.stack.private_file import write_private
 
 USER = "admin"
-TRAINING_POOL = "training"
-REGISTRY_CONNECTION = ("lorafleet_registry", "lorafleet_mlflow")
-POD_CONNECTION = ("lorafleet_pods", "lorafleet_pod")
 _API_SERVER = AIRFLOW_COMPONENTS[0]
 _HEARTBEATS = {
     "airflow-scheduler": ("scheduler", "latest_scheduler_heartbeat"),
@@ -88,7 +85,7 @@ class Airflow:
             prepare_title="migrating the database",
             before_start=self.database.discard_unfinished,
             on_prepared=self.database.remember_whole,
-            on_ready=self._create_pool_and_connections,
+            on_ready=self._put_entities,
         )
         return [api_server, *(self._daemon(name, environment) for name in AIRFLOW_COMPONENTS[1:])]
 
@@ -161,28 +158,15 @@ class Airflow:
 
         return probe
 
-    def _create_pool_and_connections(self) -> None:
-        pool = {"name": TRAINING_POOL, "slots": 1, "include_deferred": True, "description": "Trainings at one time"}
-        targets = ((REGISTRY_CONNECTION, self.registry_url), (POD_CONNECTION, self.pod_url))
-        connections = [
-            {"connection_id": conn_id, "conn_type": conn_type, "host": url}
-            for (conn_id, conn_type), url in targets
-            if url is not None
-        ]
+    def _put_entities(self) -> None:
+        addresses = {REGISTRY_CONNECTION: self.registry_url, POD_CONNECTION: self.pod_url}
+        ours = {connection: url for connection, url in addresses.items() if url is not None}
+        entities = AirflowEntities(self.folder / "addresses.json", ours)
         with httpx.Client(base_url=self.url, timeout=_REQUEST_TIMEOUT_S, trust_env=False) as client:
             try:
                 login = client.post("/auth/token", json={"username": USER, "password": self.secrets.password})
                 client.headers["Authorization"] = f"Bearer {login.raise_for_status().json()['access_token']}"
-                _overwrite(client, "/api/v2/pools", [pool])
-                _overwrite(client, "/api/v2/connections", connections)
+                entities.put(client)
             except httpx.HTTPError as error:
                 reason = str(error).partition("\n")[0]
                 raise StackError(f"Airflow's pool and connections could not be created: {reason}") from error
-
-
-def _overwrite(client: httpx.Client, path: str, entities: list[dict[str, Any]]) -> None:
-    """Create entities, or replace those of the same name."""
-    action = {"action": "create", "entities": entities, "action_on_existence": "overwrite"}
-    outcome = client.patch(path, json={"actions": [action]}).raise_for_status().json()
-    if errors := outcome.get("create", {}).get("errors"):
-        raise StackError(f"Airflow refused {path}: {errors[0].get('error', errors[0])}")

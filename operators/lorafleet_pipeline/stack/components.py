@@ -1,7 +1,8 @@
 """The stack's components, made from a home folder, its options, ports and secrets.
 
 Here alone is decided which component is told what: each gets the addresses of the others and the secrets it
-needs, and no more. The pod reads S3 with a key that cannot write.
+needs, and no more. The pod reads S3 with a key that cannot write, and MLflow's opens the bucket of artifacts alone; the
+controller inside MLflow has one of its own, with which it can only write the audit log.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from lorafleet_pipeline.base_models import base_model_folder
+from lorafleet_pipeline.settings import AUDIT_KEY, AUDIT_SECRET
 from lorafleet_pipeline.stack.airflow import Airflow, AirflowSecrets
 from lorafleet_pipeline.stack.component import ComponentPlan
 from lorafleet_pipeline.stack.home import StackHome
@@ -68,6 +70,8 @@ class StackComponents:
             ports={name: self.ports[name] for name in PORT_NAMES},
             platform=S3Keys(self.secrets.s3_platform_key, self.secrets.s3_platform_secret),
             pod=S3Keys(self.secrets.s3_pod_key, self.secrets.s3_pod_secret),
+            mlflow=S3Keys(self.secrets.s3_mlflow_key, self.secrets.s3_mlflow_secret),
+            audit=S3Keys(self.secrets.s3_audit_key, self.secrets.s3_audit_secret),
             log=self.home.log("s3"),
         )
 
@@ -78,13 +82,14 @@ class StackComponents:
             folder=self.home.folder / "mlflow",
             port=self.ports["mlflow"],
             s3_endpoint=self.s3.endpoint,
-            keys=self.s3.platform,
+            keys=self.s3.mlflow,
             log=self.home.log("mlflow"),
             app_name="lorafleet",
             environment={
                 **self._addresses(),
                 **self._shared_secrets({"LORAFLEET_ADMIN_TOKEN", "LORAFLEET_WEBHOOK_SECRET"}),
-                **self._s3_environment(self.s3.platform),
+                **self._s3_environment(self.s3.mlflow),
+                **self._audit_keys(),
                 "LORAFLEET_S3_ENDPOINT": self.s3.endpoint,
                 "LORAFLEET_HOME": str(self.home.folder),
                 "LORAFLEET_WORK_DIR": str(self.home.work),
@@ -157,6 +162,12 @@ class StackComponents:
         if "s3" in self.options.components:
             return {"LORAFLEET_S3_ENDPOINT": self.s3.endpoint, **keys.environment()}
         return {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "LORAFLEET_S3_"))}
+
+    def _audit_keys(self) -> dict[str, str]:
+        """The controller's own keys, under names at which MLflow's artifact code does not look."""
+        if "s3" in self.options.components:
+            return {AUDIT_KEY: self.s3.audit.access_key, AUDIT_SECRET: self.s3.audit.secret_key}
+        return {name: os.environ[name] for name in (AUDIT_KEY, AUDIT_SECRET) if name in os.environ}
 
     def _mlflow_client(self) -> dict[str, str]:
         if not {"s3", "mlflow"} <= set(self.options.components):

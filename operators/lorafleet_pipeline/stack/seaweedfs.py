@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 _Answer = TypeVar("_Answer")
 
 BUCKETS = ("mlflow", "datasets", "datadocs", "audit")
-POD_BUCKET = "mlflow"
+ARTIFACT_BUCKET = "mlflow"
+AUDIT_BUCKET = "audit"
 REGION = "us-east-1"
 _GRPC_PARTS = ("volume", "master", "filer", "s3", "admin", "worker", "client")
 _GRPC_SERVERS = ("s3", "master", "volume", "filer", "admin")
@@ -59,12 +60,14 @@ class S3Keys:
 
 @dataclass(frozen=True)
 class SeaweedFS:
-    """Settings of the embedded S3 server."""
+    """Settings of the embedded S3 server, with the keys of all who may use it."""
 
     folder: Path
     ports: Mapping[str, int]
     platform: S3Keys
     pod: S3Keys
+    mlflow: S3Keys
+    audit: S3Keys
     log: Path
     buckets: tuple[str, ...] = BUCKETS
 
@@ -121,8 +124,14 @@ class SeaweedFS:
         )
 
     def _identities(self) -> dict[str, object]:
-        pod_actions = [f"Read:{POD_BUCKET}", f"List:{POD_BUCKET}"]
-        identities = (("platform", self.platform, ["Admin"]), ("pod", self.pod, pod_actions))
+        reading = [f"Read:{ARTIFACT_BUCKET}", f"List:{ARTIFACT_BUCKET}"]
+        identities = (
+            ("platform", self.platform, ["Admin"]),
+            ("pod", self.pod, reading),
+            # Whoever reaches MLflow's port has it read and write for them.
+            ("mlflow", self.mlflow, [*reading, f"Write:{ARTIFACT_BUCKET}"]),
+            ("audit", self.audit, [f"Write:{AUDIT_BUCKET}"]),
+        )
         return {
             "identities": [
                 {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lorafleet_pipeline.settings import AUDIT_KEY, AUDIT_SECRET
 from lorafleet_pipeline.stack.component import Component
 from lorafleet_pipeline.stack.mlflow_server import MLflowServer
 from lorafleet_pipeline.stack.ports import free_port
@@ -27,7 +28,7 @@ def fleet(s3: RunningS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
             folder=home / "mlflow",
             port=port,
             s3_endpoint=s3.endpoint,
-            keys=s3.server.platform,
+            keys=s3.server.mlflow,
             log=home / "mlflow.log",
             app_name="lorafleet",
             environment={
@@ -37,7 +38,10 @@ def fleet(s3: RunningS3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
                 "LORAFLEET_ADMIN_TOKEN": ADMIN_TOKEN,
                 "LORAFLEET_WEBHOOK_SECRET": WEBHOOK_SECRET,
                 "LORAFLEET_AUDIT_URL": settings.audit_url,
-                **s3.environment(),
+                # Of the controller's own, and no others: they suffice.
+                "LORAFLEET_S3_ENDPOINT": s3.endpoint,
+                AUDIT_KEY: s3.server.audit.access_key,
+                AUDIT_SECRET: s3.server.audit.secret_key,
             },
         )
         component = Component(server.plan())

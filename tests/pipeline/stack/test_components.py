@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lorafleet_airflow import settings as airflow_settings
 from lorafleet_pipeline.settings import PlatformSettings
-from lorafleet_pipeline.stack import airflow
+from lorafleet_pipeline.stack import airflow_entities
 from lorafleet_pipeline.stack.component import ComponentPlan
 from lorafleet_pipeline.stack.components import STACK_ID, StackComponents
 from lorafleet_pipeline.stack.home import StackHome
@@ -48,6 +49,23 @@ def test_pod_is_given_the_key_that_cannot_write(components: StackComponents) -> 
     environment = _plans(components)["pod"].environment
     assert environment["AWS_ACCESS_KEY_ID"] == components.secrets.s3_pod_key
     assert components.secrets.s3_platform_secret not in environment.values()
+
+
+def test_mlflow_is_given_the_key_of_its_bucket_and_the_controller_that_of_the_audit_log(
+    components: StackComponents,
+) -> None:
+    environment, secrets = _plans(components)["mlflow"].environment, components.secrets
+    assert (environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"]) == (
+        secrets.s3_mlflow_key,
+        secrets.s3_mlflow_secret,
+    )
+    settings = PlatformSettings.load(environment)
+    assert settings.audit_s3 == replace(
+        settings.s3, access_key_id=secrets.s3_audit_key, secret_access_key=secrets.s3_audit_secret
+    )
+    assert {secrets.s3_platform_key, secrets.s3_platform_secret}.isdisjoint(environment.values())
+    others = [plan for name, plan in _plans(components).items() if name != "mlflow"]
+    assert not [plan.name for plan in others if secrets.s3_audit_secret in plan.environment.values()]
 
 
 def test_no_component_is_given_a_secret_that_it_does_not_need(components: StackComponents) -> None:
@@ -95,6 +113,9 @@ def test_airflow_waits_for_its_database_and_for_nothing_else(components: StackCo
 
 
 def test_names_are_those_that_the_provider_looks_for() -> None:
-    assert airflow.TRAINING_POOL == airflow_settings.TRAINING_POOL
-    assert airflow.REGISTRY_CONNECTION == (airflow_settings.REGISTRY_CONN_ID, airflow_settings.REGISTRY_CONN_TYPE)
-    assert airflow.POD_CONNECTION == (airflow_settings.POD_CONN_ID, airflow_settings.POD_CONN_TYPE)
+    assert airflow_entities.TRAINING_POOL == airflow_settings.TRAINING_POOL
+    assert airflow_entities.REGISTRY_CONNECTION == (
+        airflow_settings.REGISTRY_CONN_ID,
+        airflow_settings.REGISTRY_CONN_TYPE,
+    )
+    assert airflow_entities.POD_CONNECTION == (airflow_settings.POD_CONN_ID, airflow_settings.POD_CONN_TYPE)

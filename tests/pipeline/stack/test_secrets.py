@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -47,6 +47,17 @@ def test_damaged_file_is_an_error_with_a_remedy(tmp_path: Path, content: str) ->
     with pytest.raises(StackError, match="is damaged: restore it, or delete it"):
         Secrets.load_or_create(path)
     assert path.read_text() == content
+
+
+@pytest.mark.parametrize("missing", ["s3_mlflow_key", "s3_audit_secret"])
+def test_key_of_s3_that_a_home_lacks_is_made_once_and_the_others_stay(tmp_path: Path, missing: str) -> None:
+    path = tmp_path / "secrets.json"
+    before = asdict(Secrets.load_or_create(path))
+    path.write_text(json.dumps({name: value for name, value in before.items() if name != missing}))
+    completed = Secrets.load_or_create(path)
+    assert {name for name, value in asdict(completed).items() if value != before[name]} == {missing}
+    assert Secrets.load_or_create(path) == completed
+    assert _mode(path) == 0o600
 
 
 def test_file_of_an_older_version_is_completed_by_no_guess(tmp_path: Path) -> None:
