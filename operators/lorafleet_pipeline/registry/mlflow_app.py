@@ -3,6 +3,9 @@
 MLflow fires no webhook on a stage change, so each registry write that succeeded is announced to the
 controller from here. With several workers only one runs the controller; it hears of the others' changes
 by looking, a few seconds later.
+
+Nor does the app have a sign-in: whoever reaches the port may use it, but not for the folders of its machine. See
+`artifact_locations`.
 """
 
 from __future__ import annotations
@@ -17,15 +20,18 @@ from flask import Response, g, request
 
 from lorafleet_pipeline.exceptions import InvalidSetting
 from lorafleet_pipeline.registry.announcements import RegistryCall, announcement_of, is_ordered
+from lorafleet_pipeline.registry.artifact_locations import refuse_local_locations
 from lorafleet_pipeline.registry.controller import Controller
 from lorafleet_pipeline.settings import PlatformSettings
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from flask import Flask
 
 _logger = logging.getLogger(__name__)
 
 _INTERVAL_S = 5.0
+_ASSISTANT = "/mlflow/assistant"
 _AUTH_VARIABLE = "MLFLOW_AUTH_CONFIG_PATH"
 
 
@@ -46,10 +52,17 @@ def create_app() -> Any:
     from mlflow.server.fastapi_app import create_fastapi_app
 
     _log_to_stderr()
+    refuse_local_locations()
     controller = Controller(PlatformSettings.load(), interval_s=_INTERVAL_S, announced=True)
     announce_writes(app, controller)
     threading.Thread(target=_run, args=(controller,), name="lorafleet-controller", daemon=True).start()
-    return create_fastapi_app(app) if _MLFLOW_SGI_NAME.get() == "uvicorn" else app
+    return without_assistant(create_fastapi_app(app)) if _MLFLOW_SGI_NAME.get() == "uvicorn" else app
+
+
+def without_assistant(app: FastAPI) -> FastAPI:
+    """Take MLflow's assistant off: it writes files and runs commands for every caller on the machine, unasked."""
+    app.router.routes = [route for route in app.router.routes if _ASSISTANT not in getattr(route, "path", "")]
+    return app
 
 
 def announce_writes(app: Flask, controller: Controller) -> None:

@@ -1,6 +1,7 @@
 """The MLflow server: runs, models and the registry in SQLite, artifacts on S3.
 
-Clients read and write artifacts on S3 directly; the server needs keys only to show them in its pages.
+Clients read and write artifacts on S3 directly; the server needs keys only to show them in its pages. It asks nobody
+who they are, so that its keys are everybody's who reaches its port.
 """
 
 from __future__ import annotations

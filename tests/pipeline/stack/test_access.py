@@ -62,7 +62,7 @@ class Stranger:
     def run_from_before(self, location: str) -> str:
         """Id of a run in an experiment that stands in the database already, with whatever location."""
         experiment_id = self.call("experiments/create", name=uuid.uuid4().hex)["experiment_id"]
-        with closing(sqlite3.connect(self.components.mlflow.database.path)) as database, database:
+        with closing(sqlite3.connect(self.components.mlflow.database.file)) as database, database:
             change = "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?"
             database.execute(change, (location, int(experiment_id)))
         return str(self.call("runs/create", experiment_id=experiment_id)["run"]["info"]["run_id"])
@@ -240,3 +240,11 @@ def _assert_refused(answer: httpx.Response, location: str) -> None:
     assert error["error_code"] == "INVALID_PARAMETER_VALUE"
     assert repr(location)[1:-1] in error["message"]
     assert "object store" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "config"), ("PUT", "config"), ("POST", "skills/install"), ("POST", "message")]
+)
+def test_nobody_reaches_the_assistant(stranger: Stranger, method: str, path: str) -> None:
+    answer = stranger.http.request(method, f"/ajax-api/3.0/mlflow/assistant/{path}", json={})
+    assert answer.status_code in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED)
