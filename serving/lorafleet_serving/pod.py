@@ -143,7 +143,7 @@ class Pod:
 
     @property
     def is_caught_up(self) -> bool:
-        """Whether what the registry wanted was brought up or refused, since the engine last started."""
+        """Whether what the registry wanted has come to a first result, and the engine is up since."""
         self._note_progress()
         return self._caught_up
 
@@ -324,7 +324,9 @@ class Pod:
         lost = self.host.engine_down()
         if self._followed is not None:
             by_digest = {version.digest: version for version in self.catalog.versions()}
-            self._followed.residency.restore([by_digest[digest] for digest in lost if digest in by_digest])
+            self._followed.residency.prefetch(
+                [by_digest[digest] for digest in lost if digest in by_digest], evicting=False
+            )
 
     def _resolve_named(self, reference: NamedAdapter) -> CatalogVersion:
         try:

@@ -10,7 +10,7 @@ from lorafleet_serving.pod import Pod
 
 def report(pod: Pod) -> PodReport:
     """Every adapter with the versions that something asks for."""
-    facts = pod.engine.facts
+    facts, pinned = pod.engine.facts, pod.host.pinned
     capacity = {"max_num_seqs": pod.config.engine.max_num_seqs, "disk_bytes": pod.config.fetcher.disk_bytes}
     if facts is not None:
         capacity |= {"kv_blocks": facts.num_kv_blocks, "max_model_len": facts.max_model_len}
@@ -18,7 +18,7 @@ def report(pod: Pod) -> PodReport:
         pod_id=pod.config.replica_id,
         base_model=pod.config.base_id,
         base_digest=pod.base_digest,
-        adapters=tuple(_adapter(pod, item) for _, item in sorted(pod.catalog.adapters.items())),
+        adapters=tuple(_adapter(pod, item, pinned) for _, item in sorted(pod.catalog.adapters.items())),
         registry_error=pod.registry_error,
         synced_at=pod.synced_at,
         capacity=capacity,
@@ -42,13 +42,13 @@ def parts(pod: Pod) -> dict[str, str]:
     }
 
 
-def _adapter(pod: Pod, adapter: CatalogAdapter) -> AdapterReport:
+def _adapter(pod: Pod, adapter: CatalogAdapter, pinned: frozenset[str]) -> AdapterReport:
     versions = (adapter.versions[number] for number in sorted(adapter.versions))
-    reports = tuple(_version(pod, item, item.state) for item in versions if item.state is not None)
+    reports = tuple(_version(pod, item, item.state, pinned) for item in versions if item.state is not None)
     return AdapterReport(adapter.name, adapter.serving, reports)
 
 
-def _version(pod: Pod, version: CatalogVersion, state: ServeState) -> VersionReport:
+def _version(pod: Pod, version: CatalogVersion, state: ServeState, pinned: frozenset[str]) -> VersionReport:
     stats = pod.engine.stats
     held = {
         Tier.DEVICE: stats is not None and version.digest in stats.device_adapters,
@@ -62,6 +62,6 @@ def _version(pod: Pod, version: CatalogVersion, state: ServeState) -> VersionRep
         aliases=version.aliases,
         error=version.error,
         tiers=tuple(tier for tier, there in held.items() if there),
-        pinned=version.digest in pod.host.pinned,
+        pinned=version.digest in pinned,
         in_flight=pod.host.num_leases(version.digest),
     )

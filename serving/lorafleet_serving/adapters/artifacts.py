@@ -27,6 +27,10 @@ class Artifacts:
         """Set the digests that the disk tier evicts last."""
         self._fetcher.keep(digests)
 
+    def distrust(self, digest: str) -> None:
+        """Have an adapter's files on disk hashed again before they are next used."""
+        self._fetcher.distrust(digest)
+
     async def fetch(self, version: CatalogVersion, refused_stamp: str | None) -> Fetched | None:
         """Have a version looked up in S3, brought to disk and verified; None when the refused artifacts are unchanged.
 

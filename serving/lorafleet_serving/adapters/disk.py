@@ -25,6 +25,7 @@ from lorafleet_serving.exceptions import InvalidSetting, NoRoom
 _logger = logging.getLogger(__name__)
 
 _LOCK_FILE = "lock"
+_DOCUMENTS = ("manifest", "report")
 
 
 def lock_folder(root: Path) -> IO[str]:
@@ -89,6 +90,10 @@ class DiskTier:
         os.utime(folder)
         return folder
 
+    def distrust(self, digest: str) -> None:
+        """Hash an adapter's files again at the next `find`."""
+        self._verified.discard(digest)
+
     @contextmanager
     def staging(self, num_bytes: int) -> Iterator[Path]:
         """A folder to download into, with `num_bytes` of the budget set aside for it.
@@ -127,10 +132,13 @@ class DiskTier:
         if not path.is_file():
             return None
         try:
-            return dict(json.loads(path.read_text()))
+            found = json.loads(path.read_text())
         except ValueError:
+            found = None
+        if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in _DOCUMENTS):
             _logger.warning("%s was damaged on disk: not used", path)
             return None
+        return found
 
     def _document_path(self, name: str, version: int) -> Path:
         return self._documents / name / f"{version}.json"

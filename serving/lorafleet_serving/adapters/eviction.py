@@ -70,6 +70,7 @@ class EvictionOrder:
     def remove(self, digest: str) -> None:
         """An adapter has left, for whatever reason; it need not be known."""
         self._entries.pop(digest, None)
+        self._lost.pop(digest, None)
 
     def evict(self, digest: str) -> None:
         """An adapter leaves for want of room: what stays has to be worth more from now on."""
@@ -77,7 +78,8 @@ class EvictionOrder:
 
     def lose_all(self) -> list[str]:
         """All are lost at once; returns them, the most valuable first. Those that come back have the value they had."""
-        self._lost, self._entries = self._entries, {}
+        # Beside what was lost before and has not come back: a second loss may come in the middle of a return.
+        self._lost, self._entries = {**self._lost, **self._entries}, {}
         return sorted(self._lost, key=lambda digest: _rank(self._lost[digest]), reverse=True)
 
     def by_value(self, candidates: Iterable[str]) -> list[str]:

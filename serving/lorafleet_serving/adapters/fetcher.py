@@ -57,6 +57,10 @@ class Fetcher:
         """Evict these digests last."""
         self._disk.keep(command.digests)
 
+    def distrust(self, digest: str) -> None:
+        """Hash an adapter's files again before they are next used."""
+        self._disk.distrust(digest)
+
     def execute(self, order: FetchOrder) -> None:
         """Run one order to its result."""
         self._answer(order, lambda: self._fetch(order))
@@ -68,8 +72,9 @@ class Fetcher:
             return False
         try:
             found = self._on_disk(order)
-        except (AdapterRefusal, OSError):
-            return False  # S3 may have better, and if not, the order that asks there tells what is wrong.
+        except Exception as error:  # S3 may have better, and if not, the order that asks there tells what is wrong.
+            _logger.warning("%s:%d cannot be taken from disk: %r", order.name, order.version, error)
+            return False
         finally:
             flight.release()
         if found is not None:
@@ -112,6 +117,10 @@ class Fetcher:
         # Merged tensors are fp32, whatever the members' are.
         num_bytes = 2 * sum((folder / WEIGHTS_FILE).stat().st_size for folder in present) + _DOCUMENT_LIMIT
         with self._disk.staging(num_bytes) as staged:
+            if not all(folder.is_dir() for folder in present):
+                raise FetchFailed(
+                    "an adapter to be merged had to leave the disk tier for the result: raise --disk-bytes"
+                )
             merge_adapters(present, recipe, staged)
             digest = adapter_digest(staged)
             folder = self._disk.find(digest) or self._disk.admit(staged, digest)

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from lorafleet_serving.adapters.messages import (
+    DistrustAdapter,
     FetcherCommand,
     FetcherEvent,
     FetchOrder,
@@ -56,6 +57,8 @@ def fetcher_main(pipe: Connection, config: FetcherConfig) -> None:
                 merger.submit(fetcher.merge, command)
             case KeepAdapters():
                 fetcher.keep(command)
+            case DistrustAdapter(digest):
+                fetcher.distrust(digest)
             case StopFetcher():
                 _exit_at_once()
 

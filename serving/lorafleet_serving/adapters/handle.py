@@ -10,6 +10,7 @@ from lorafleet_serving.adapters.fetcher_process import fetcher_main
 from lorafleet_serving.adapters.merge_recipe import MergeRecipe
 from lorafleet_serving.adapters.messages import (
     DiskChanged,
+    DistrustAdapter,
     Fetched,
     FetcherEvent,
     FetcherReady,
@@ -104,6 +105,11 @@ class FetcherHandle:
             self._kept = digests
             if self.is_ready:
                 self._child.send(KeepAdapters(digests))
+
+    def distrust(self, digest: str) -> None:
+        """Have an adapter's files on disk hashed again before they are next used."""
+        if self.is_ready:  # One that starts trusts nothing.
+            self._child.send(DistrustAdapter(digest))
 
     def _receive(self, event: FetcherEvent) -> None:
         match event:

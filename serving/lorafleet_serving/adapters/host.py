@@ -17,6 +17,8 @@ from lorafleet_serving.adapters.eviction import EvictionOrder
 from lorafleet_serving.engine.handle import EngineHandle
 from lorafleet_serving.exceptions import NoRoom
 
+_MOST_PASSED = 16
+"""Loads that may find room before one that came earlier and needs more."""
 _LOOK_S = 1.0
 """How often a load that waits for room looks for itself, should nobody tell it."""
 
@@ -32,6 +34,16 @@ class AdapterFiles:
 
 Bring = Callable[[], Awaitable[AdapterFiles]]
 """Has an adapter's files brought to disk."""
+
+
+@dataclass
+class _Waiter:
+    """A load that has no room yet."""
+
+    num_bytes: int
+    num_passed: int = 0
+    """Loads that came later and found room before."""
+    has_waited: bool = False
 
 
 @dataclass
@@ -58,20 +70,28 @@ class HostTier:
         self._pins: tuple[str, ...] = ()
         self._leaving: set[str] = set()
         self._loading: dict[str, asyncio.Task[None]] = {}
-        # First come, first served: a small one that overtakes for ever would let a large one wait for ever.
-        self._turn = asyncio.Lock()
-        self._released = asyncio.Event()
+        self._reserved: dict[str, int] = {}
+        """Bytes of adapters that the engine was told to load."""
+        self._waiters: list[_Waiter] = []
+        """Loads that have no room yet, in order."""
+        self._changed = asyncio.Event()
         self.counts = HostCounts()
 
     @property
     def used_bytes(self) -> int:
-        """Memory of the adapters that are there."""
-        return sum(self._engine.loaded.values())
+        """Memory of the adapters that are there, or for which room is set aside."""
+        coming = (size for digest, size in self._reserved.items() if digest not in self._engine.loaded)
+        return sum(self._engine.loaded.values()) + sum(coming)
 
     @property
     def free_bytes(self) -> int:
         """What is left of the budget without evicting anything."""
         return self._budget_bytes - self.used_bytes
+
+    @property
+    def loading(self) -> frozenset[str]:
+        """Adapters that are on their way."""
+        return frozenset(self._loading)
 
     def holds(self, digest: str) -> bool:
         """Whether an adapter is there."""
@@ -91,7 +111,7 @@ class HostTier:
             self._leases[digest] -= 1
             if not self._leases[digest]:
                 del self._leases[digest]
-                self._released.set()
+                self._tell()
                 if digest in self._leaving:
                     self.evict(digest)
 
@@ -110,7 +130,7 @@ class HostTier:
     def pin(self, digests: Sequence[str]) -> None:
         """Set the adapters that are to stay although nobody holds them: the first that fit into half of the tier."""
         self._pins = tuple(digests)
-        self._released.set()
+        self._tell()
 
     async def load(self, digest: str, bring: Bring) -> None:
         """Have an adapter in the engine; the caller has a lease on it. All who ask meanwhile wait for one load.
@@ -166,48 +186,74 @@ class HostTier:
     async def _bring_in(self, digest: str, bring: Bring) -> None:
         began = time.monotonic()
         files = await bring()
-        async with self._turn:
-            num_bytes = await self._load(digest, files)
-            cost_s = time.monotonic() - began
-            self._order.add(digest, num_bytes, cost_s)
+        brought_s = time.monotonic() - began
+        num_bytes, loaded_s = await self._load(digest, files)
+        self._order.add(digest, num_bytes, brought_s + loaded_s)
         self.counts.loads += 1
-        self.counts.load_s += cost_s
+        self.counts.load_s += time.monotonic() - began
 
-    async def _load(self, digest: str, files: AdapterFiles) -> int:
-        """Make room and load; the size is known for sure only when it is there."""
+    async def _load(self, digest: str, files: AdapterFiles) -> tuple[int, float]:
+        """Make room and load; returns the size, which is known for sure only now, and the seconds without waiting."""
         deadline = time.monotonic() + self._room_limit_s
         # One that seems larger than the tier may have it whole: the engine tells whether that is enough.
         num_bytes = min(files.num_bytes, self._budget_bytes)
         while True:
-            await self._make_room(num_bytes, deadline)
+            await self._take_room(digest, num_bytes, deadline)
+            began = time.monotonic()
             try:
-                return await self._engine.load(digest, files.folder)
+                return await self._engine.load(digest, files.folder), time.monotonic() - began
             except NoRoom:
-                # It is larger than its files told, and the engine has the last word: one more must leave.
-                num_bytes = self._budget_bytes - self.used_bytes + 1
                 if time.monotonic() >= deadline:
                     raise
+                # It is larger than its files told, and the engine has the last word: one more must leave.
+                num_bytes = min(self.free_bytes + num_bytes + 1, self._budget_bytes)
+            finally:
+                del self._reserved[digest]
+                self._tell()
+            if num_bytes == self._budget_bytes:
+                await asyncio.sleep(_LOOK_S)  # Nothing is left to leave but what the engine still drops.
 
-    async def _make_room(self, num_bytes: int, deadline: float) -> None:
-        waited = False
-        while not self._evict_for(num_bytes):
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise NoRoom(
-                    f"adapters in use or pinned leave less than {num_bytes} of {self._budget_bytes} bytes, and did for "
-                    f"{self._room_limit_s:.0f} s: try later, or raise --adapter-host-bytes"
-                )
-            self.counts.waits_for_room += not waited
-            waited = True
-            self._released.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._released.wait(), min(left_s, _LOOK_S))
+    async def _take_room(self, digest: str, num_bytes: int, deadline: float) -> None:
+        """Set room aside, in order of arrival but for some that fit where one before them does not."""
+        waiter = _Waiter(num_bytes)
+        self._waiters.append(waiter)
+        try:
+            while not self._may_pass(waiter) or not self._evict_for(num_bytes):
+                await self._await_room(digest, waiter, deadline)
+            self._reserved[digest] = num_bytes
+            for other in self._waiters[: self._waiters.index(waiter)]:
+                other.num_passed += 1
+        finally:
+            self._waiters.remove(waiter)
+            self._tell()
+
+    async def _await_room(self, digest: str, waiter: _Waiter, deadline: float) -> None:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not self._leases[digest]:
+            raise NoRoom(
+                f"adapters in use or pinned leave less than {waiter.num_bytes} of {self._budget_bytes} bytes, and did "
+                f"for {self._room_limit_s:.0f} s: try later, or raise --adapter-host-bytes"
+            )
+        self.counts.waits_for_room += not waiter.has_waited
+        waiter.has_waited = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), min(left_s, _LOOK_S))
+
+    def _may_pass(self, waiter: _Waiter) -> bool:
+        before = self._waiters[: self._waiters.index(waiter)]
+        return all(other.num_passed < _MOST_PASSED for other in before)
+
+    def _tell(self) -> None:
+        """Have all who wait for room look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _evict_for(self, num_bytes: int) -> bool:
         """Evict what must leave; nothing where that would not do."""
         missing = self.used_bytes + num_bytes - self._budget_bytes
         pinned = self.pinned
-        free = [digest for digest in self._engine.loaded if not self._leases[digest] and digest not in pinned]
+        kept = pinned | self._loading.keys()
+        free = [digest for digest in self._engine.loaded if not self._leases[digest] and digest not in kept]
         victims: list[str] = []
         for digest in self._order.by_value(free):
             if missing <= 0:

@@ -6,8 +6,9 @@ of them outlives the pod but files in the disk tier.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,8 +56,8 @@ class MergedAdapters:
         self._idle_limit_s = idle_limit_s
         self._used_at: OrderedDict[str, float] = OrderedDict()
         """When those that are there, or on their way, were last asked for; the least recent first."""
-        self._making: Counter[str] = Counter()
-        """Requests that wait for a merge, by its digest."""
+        self._making: dict[str, asyncio.Task[None]] = {}
+        """By digest; each goes on when the one that asked for it has left."""
 
     @property
     def num_held(self) -> int:
@@ -73,10 +74,11 @@ class MergedAdapters:
             PodUnavailable: the engine is down, or the fetcher cannot do it now.
         """
         digest = merged.digest
-        if digest not in self._used_at:
-            self._make_place()
+        if digest in self._making or not self._host.holds(digest):
+            await self._made(self._making.get(digest) or self._begin(merged))
+        else:
+            await self._host.load(digest, partial(self._bring, merged))
         self._used_at[digest] = time.monotonic()
-        await self._make(merged)
         self._used_at.move_to_end(digest)
 
     def expire(self) -> None:
@@ -91,21 +93,36 @@ class MergedAdapters:
             if not any(self._drop(digest) for digest in list(self._used_at)):
                 raise NoRoom(f"{self._max_adapters} merged adapters are in use already: try later")
 
+    def _begin(self, merged: MergedAdapter) -> asyncio.Task[None]:
+        if len(self._making) >= _MAX_MAKING:
+            raise QueueFull(f"{_MAX_MAKING} merges are under way already: try later")
+        self._used_at.pop(merged.digest, None)
+        self._make_place()
+        task = asyncio.get_running_loop().create_task(self._make(merged), name=f"merge-{merged.digest}")
+        task.add_done_callback(_take_notice)
+        self._making[merged.digest] = task
+        # Counted from here on, so that several made at a time keep the limit.
+        self._used_at[merged.digest] = time.monotonic()
+        return task
+
     async def _make(self, merged: MergedAdapter) -> None:
         digest = merged.digest
-        if digest not in self._making and len(self._making) >= _MAX_MAKING:
-            raise QueueFull(f"{_MAX_MAKING} merges are under way already: try later")
-        self._making[digest] += 1
         try:
-            await self._host.load(digest, partial(self._bring, merged))
+            with self._host.lease(digest):
+                await self._host.load(digest, partial(self._bring, merged))
+        finally:
+            del self._making[digest]
+            if not self._host.holds(digest):
+                self._used_at.pop(digest, None)
+
+    async def _made(self, task: asyncio.Task[None]) -> None:
+        try:
+            # Others may wait for the same merge: one that leaves does not end it.
+            await asyncio.shield(task)
         except AdapterRefusal as error:
             raise InvalidRequest(f"merged_adapters: {error}", field="merged_adapters") from error
         except FetchFailed as error:
             raise PodUnavailable(f"the adapters could not be merged now: {error}") from error
-        finally:
-            self._making -= Counter((digest,))
-            if not self._host.holds(digest) and digest not in self._making:
-                self._used_at.pop(digest, None)
 
     async def _bring(self, merged: MergedAdapter) -> AdapterFiles:
         for member in merged.members:
@@ -117,3 +134,9 @@ class MergedAdapters:
         if gone:
             del self._used_at[digest]
         return gone
+
+
+def _take_notice(task: asyncio.Task[None]) -> None:
+    """See the error of a task for which nobody may wait any more."""
+    if not task.cancelled():
+        task.exception()

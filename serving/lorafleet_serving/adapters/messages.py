@@ -44,12 +44,19 @@ class KeepAdapters:
 
 
 @dataclass(frozen=True)
+class DistrustAdapter:
+    """An adapter's files on disk may have gone bad: hash them again before they are next used."""
+
+    digest: str
+
+
+@dataclass(frozen=True)
 class StopFetcher:
     """Exit."""
 
 
 Order = FetchOrder | MergeOrder
-FetcherCommand = Order | KeepAdapters | StopFetcher
+FetcherCommand = Order | KeepAdapters | DistrustAdapter | StopFetcher
 
 
 @dataclass(frozen=True)

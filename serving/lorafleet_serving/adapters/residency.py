@@ -7,7 +7,7 @@ loses when it dies comes back by itself, the last used first, where nobody asks 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 
@@ -25,6 +25,8 @@ from lorafleet_serving.exceptions import (
     NoRoom,
     PodUnavailable,
 )
+
+_MOST_TRIES = 3
 
 
 class Residency:
@@ -46,8 +48,9 @@ class Residency:
         self._artifacts = artifacts
         self._limits = limits
         self._on_refused = on_refused
-        self._prefetches: set[asyncio.Task[None]] = set()
-        self._restoring: asyncio.Task[None] | None = None
+        self._wanted: dict[str, tuple[CatalogVersion, bool]] = {}
+        """What is to be prefetched, and whether others may have to leave for it."""
+        self._prefetching: asyncio.Task[None] | None = None
 
     async def load(self, version: CatalogVersion, tenant: Tenant) -> None:
         """Have a version in the engine for a request that has a lease on its digest.
@@ -59,7 +62,7 @@ class Residency:
             QueueFull: too many wait already, of all or of the tenant.
         """
         if self._host.holds(version.digest):
-            return await self._host.load(version.digest, partial(self.bring, version))
+            return await self._host.load(version.digest, partial(self._bring_own, version))
         self._limits.enter(tenant)
         try:
             await self._load(version)
@@ -79,12 +82,16 @@ class Residency:
         item_bytes = self._engine.facts.item_bytes if self._engine.facts is not None else 1
         return AdapterFiles(fetched.folder, fetched.num_elements * item_bytes)
 
-    def prefetch(self, version: CatalogVersion) -> None:
-        """Have a version in the engine before anybody asks."""
-        if not self._host.holds(version.digest):
-            task = asyncio.get_running_loop().create_task(self._prefetch(version), name=f"prefetch-{version.label}")
-            self._prefetches.add(task)
-            task.add_done_callback(self._prefetches.discard)
+    def prefetch(self, versions: Iterable[CatalogVersion], *, evicting: bool) -> None:
+        """Have versions in the engine before anybody asks, one after the other, in order.
+
+        Args:
+            versions: those that are not there yet.
+            evicting: whether others may have to leave for them.
+        """
+        self._wanted |= {version.digest: (version, evicting) for version in versions}
+        if self._wanted and (self._prefetching is None or self._prefetching.done()):
+            self._prefetching = asyncio.get_running_loop().create_task(self._prefetch_all(), name="prefetch")
 
     def pin(self, digests: Iterable[str]) -> None:
         """Set what is to stay in the engine although nobody asks for it, the most important first."""
@@ -94,37 +101,52 @@ class Residency:
         """Let an adapter go that no version is served with."""
         self._host.let_go(digest)
 
-    def restore(self, versions: Sequence[CatalogVersion]) -> None:
-        """Bring back what the engine lost when it died, as long as nothing has to leave for it."""
-        if self._restoring is not None:
-            self._restoring.cancel()
-        self._restoring = asyncio.get_running_loop().create_task(self._restore(versions), name="restore")
-
     def stop(self) -> None:
         """Prefetch no more."""
-        for task in (*self._prefetches, *((self._restoring,) if self._restoring is not None else ())):
-            task.cancel()
+        if self._prefetching is not None:
+            self._prefetching.cancel()
 
-    async def _restore(self, versions: Sequence[CatalogVersion]) -> None:
-        for version in versions:
-            if version.servable:
-                await self._prefetch(version, evicting=False)
+    async def _prefetch_all(self) -> None:
+        while self._wanted:
+            digest = next(iter(self._wanted))
+            version, evicting = self._wanted.pop(digest)
+            if version.servable and not self._host.holds(digest):
+                # Nobody waits for it: whoever asks finds out for himself what is wrong.
+                with suppress(AdapterNotReady, AdapterRefusal, FetchFailed, NoRoom, PodUnavailable):
+                    await self._prefetch(version, evicting=evicting)
 
-    async def _prefetch(self, version: CatalogVersion, *, evicting: bool = True) -> None:
-        # Nobody waits for it: whoever asks finds out for himself what is wrong.
-        with (
-            suppress(AdapterNotReady, AdapterRefusal, FetchFailed, NoRoom, PodUnavailable),
-            self._host.lease(version.digest),
-        ):
-            await self._engine.wait_ready()
+    async def _prefetch(self, version: CatalogVersion, *, evicting: bool) -> None:
+        await self._engine.wait_ready()
+        with self._host.lease(version.digest):
             if evicting or (await self.bring(version)).num_bytes <= self._host.free_bytes:
                 await self._load(version)
 
     async def _load(self, version: CatalogVersion) -> None:
+        for _ in range(_MOST_TRIES):
+            try:
+                return await self._host.load(version.digest, partial(self._bring_own, version))
+            except _RefusedVersion as error:
+                # Another version of the same bytes was refused for what is its own: ask for this one's.
+                if error.version is version:
+                    raise AdapterNotReady(f"{version.label} is refused: {error}") from error
+            except AdapterRefusal as error:
+                self._on_refused(version, error)
+                raise AdapterNotReady(f"{version.label} is refused: {error}") from error
+            except FetchFailed as error:
+                raise PodUnavailable(f"{version.label} cannot be had now: {error}") from error
+        raise PodUnavailable(f"{version.label} cannot be had now: others of the same bytes are refused: try again")
+
+    async def _bring_own(self, version: CatalogVersion) -> AdapterFiles:
         try:
-            await self._host.load(version.digest, partial(self.bring, version))
+            return await self.bring(version)
         except AdapterRefusal as error:
             self._on_refused(version, error)
-            raise AdapterNotReady(f"{version.label} is refused: {error}") from error
-        except FetchFailed as error:
-            raise PodUnavailable(f"{version.label} cannot be had now: {error}") from error
+            raise _RefusedVersion(str(error), version) from error
+
+
+class _RefusedVersion(AdapterRefusal):
+    """The documents of one version are wrong, whatever others of the same bytes have."""
+
+    def __init__(self, reason: str, version: CatalogVersion) -> None:
+        super().__init__(reason)
+        self.version = version

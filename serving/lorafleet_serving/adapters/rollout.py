@@ -73,7 +73,10 @@ class Rollout:
     def refuse(self, version: CatalogVersion, error: AdapterRefusal) -> None:
         """A version that was ready turned out to be bad: bring it up again from the start, and serve another."""
         if version.state is ServeState.READY:
-            self._note(version, ServeState.REFUSED, str(error))
+            self._note(version, ServeState.REFUSED, str(error), lacks_room=isinstance(error, AdapterTooLarge))
+            # Whatever proved it good is worth nothing now.
+            self._artifacts.distrust(version.digest)
+            self._trial.forget(version.digest)
             self._move_name(self._catalog.adapters[version.name])
             self._start(version)
 
@@ -106,12 +109,14 @@ class Rollout:
             adapter.versions[number] = CatalogVersion(registered)
             return
         before, version.registered = version.registered, registered
-        is_same = before.digest == registered.digest and before.source == registered.source
-        if version.state is ServeState.READY:
+        is_edited = before.digest != registered.digest
+        # A source cannot be edited: another was registered in its place.
+        is_other = before.source != registered.source
+        if version.state is ServeState.READY and not is_other:
             # What was verified goes on. Anybody may edit a tag, and an edit alone takes nothing out of service.
-            version.registered = replace(registered, digest=before.digest, source=before.source)
-            self._note(version, ServeState.READY, None if is_same else _told_edit(before, registered))
-        elif not is_same:
+            version.registered = replace(registered, digest=before.digest)
+            self._note(version, ServeState.READY, _told_edit(before, registered) if is_edited else None)
+        elif is_edited or is_other:
             # Not what was looked at: bring up what it is now from the start.
             self._release(version, before.digest)
             version.manifest = version.address = None
@@ -142,7 +147,8 @@ class Rollout:
         if adapter.move_name():
             _logger.info("adapter %s: served version %s -> %s", adapter.name, before, adapter.serving)
             if adapter.serving is not None:
-                self._residency.prefetch(adapter.versions[adapter.serving])
+                # One that takes over from another is asked for at once; at a start nobody is known to be.
+                self._residency.prefetch([adapter.versions[adapter.serving]], evicting=before is not None)
             if before is not None:
                 self._superseded[adapter.name] = before
                 self._superseded.move_to_end(adapter.name)
@@ -232,8 +238,8 @@ class Rollout:
 
 def _told_edit(verified: RegisteredVersion, edited: RegisteredVersion) -> str:
     return (
-        f"the registry now says digest {edited.digest or 'none'} and source {edited.source}; what was verified, "
-        f"{verified.digest}, goes on: set the tag lora.digest back, or register a new version"
+        f"the tag lora.digest was edited to {edited.digest or 'nothing'}; what was verified, {verified.digest}, "
+        "goes on: set the tag back, or register a new version"
     )
 
 

@@ -24,7 +24,7 @@ class Trial:
         self._engine_deaths: dict[str, int] = {}
         self._passed: set[str] = set()
         """Digests that generated in this process: what has left the engine since need not repeat it."""
-        # One at a time, so that a crash of the engine is put down to the right adapter.
+        # One at a time, so that a crash of the engine is seldom put down to the wrong adapter.
         self._turn = asyncio.Lock()
 
     async def run(self, digest: str, files: AdapterFiles, manifest: AdapterManifest) -> None:
@@ -39,6 +39,10 @@ class Trial:
             if digest not in self._passed:
                 await self._try(digest, files, token_ids)
                 self._passed.add(digest)
+
+    def forget(self, digest: str) -> None:
+        """Try a digest anew the next time, although it passed before."""
+        self._passed.discard(digest)
 
     async def _try(self, digest: str, files: AdapterFiles, token_ids: tuple[int, ...]) -> None:
         while True:

@@ -119,7 +119,10 @@ class RegistryWatcher:
         Raises:
             RegistryError: the registry is away or refuses.
         """
-        found = map(self._desired, self._mirror.look())
+        models = self._mirror.look()
+        names = {found.model.name for found in models}
+        self._ours = {name: ours for name, ours in self._ours.items() if name in names}
+        found = map(self._desired, models)
         return RegistryLook({adapter.name: adapter for adapter in found if adapter is not None})
 
     def look_at(self, name: str) -> RegistryLook:

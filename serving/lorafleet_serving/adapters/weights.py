@@ -162,7 +162,7 @@ def _check_room(digest: str, num_bytes: int, max_bytes: int, free_bytes: int | N
     if free_bytes is not None and num_bytes > free_bytes:
         raise NoRoom(
             f"adapter {digest} takes {num_bytes} bytes and {free_bytes} are left beside the others: "
-            "take aliases from adapters that are not needed, or raise the engine's adapter_host_bytes"
+            "try again when others have left, or raise the engine's adapter_host_bytes"
         )
 
 

@@ -16,7 +16,6 @@ from fastapi import Request
 
 from lorafleet_contract.prompt import PromptBlock
 from lorafleet_serving.adapters.catalog import CatalogVersion, ServedAdapter
-from lorafleet_serving.adapters.merged import MergedAdapter
 from lorafleet_serving.api.answer import Answer
 from lorafleet_serving.api.callers import Callers
 from lorafleet_serving.api.metrics import PodMetrics
@@ -119,16 +118,24 @@ class Asker:
     async def _find_adapter(self, question: Question, held: ExitStack) -> ServedAdapter | None:
         """What answers; it is held loaded from finding it on."""
         if question.merged is not None:
-            return await self._held(question.merged, question, held)
-        version = self.pod.resolve(question.model, names_versions=question.caller.names_versions)
-        return None if version is None else await self._held(version, question, held)
+            held.enter_context(self.pod.host.lease(question.merged.digest))
+            await self.pod.load(question.merged, question.caller)
+            return question.merged
+        version = self._resolve(question)
+        while version is not None:
+            with ExitStack() as lease:
+                lease.enter_context(self.pod.host.lease(version.digest))
+                await self.pod.load(version, question.caller)
+                # The name may have moved, or the version been withdrawn, while it was brought.
+                now = self._resolve(question)
+                if now is not None and now.digest == version.digest:
+                    held.enter_context(lease.pop_all())
+                    return now
+                version = now
+        return None
 
-    async def _held(
-        self, adapter: CatalogVersion | MergedAdapter, question: Question, held: ExitStack
-    ) -> ServedAdapter:
-        held.enter_context(self.pod.host.lease(adapter.digest))
-        await self.pod.load(adapter, question.caller)
-        return adapter
+    def _resolve(self, question: Question) -> CatalogVersion | None:
+        return self.pod.resolve(question.model, names_versions=question.caller.names_versions)
 
     async def _encode(self, question: Question, block: PromptBlock | None, template: str | None) -> tuple[int, ...]:
         """Tokens of the prompt."""

@@ -4,16 +4,21 @@ An adapter is held for sequences while it computes for them, and not for as long
 about a step, to wait for somebody's answer to end takes thousands. A sequence whose adapter is not there pauses: it
 keeps its place in the batch and its blocks.
 
-First come, first served: the adapter that waits longest is next, and one on the device stays for `turn_steps` steps
-before another may have its place. So of n adapters of a batch, where at least k fit at a time, none pauses for more
-than ceil(n / k) * turn_steps steps.
+An adapter on the device stays for `turn_steps` steps before another may have its place. Between tenants the one served
+least, by weight, is next, and takes its place from one served more; among the adapters of a tenant it is the one that
+waits longest, a level of priority counting as `PRIORITY_STEPS` steps of waiting. So of n adapters of one tenant and
+priority, where at least k fit at a time, none pauses for more than ceil(n / k) * turn_steps steps; and tenants have
+the device, tokens by weight, to within what a turn brings.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
+
+from lorafleet_serving.engine.sequence import Sequence
+
+PRIORITY_STEPS = 16
 
 
 class Residency(Protocol):
@@ -29,17 +34,21 @@ class Residency(Protocol):
 
 
 class AdapterTurns:
-    """The adapters of the batch: those that are held on the device, and those that wait to be."""
+    """The adapters of the batch: those that are held on the device, and those that wait to be.
 
-    def __init__(self, residency: Residency, turn_steps: int) -> None:
+    `served` tells how much was computed for a sequence's tenant, by its weight.
+    """
+
+    def __init__(self, residency: Residency, turn_steps: int, served: Callable[[Sequence], float]) -> None:
         self._residency = residency
         self._turn_steps = turn_steps
-        self._num_sequences: Counter[str] = Counter()
-        """Of the batch, by adapter."""
+        self._served_of = served
+        self._batch: dict[str, set[Sequence]] = {}
+        """Sequences by adapter."""
         self._began: dict[str, int] = {}
         """Held adapters and the step in which their turn began, the earliest first."""
-        self._queue: dict[str, None] = {}
-        """Adapters that wait for their turn, in order."""
+        self._waits_since: dict[str, int] = {}
+        """Adapters that wait for their turn, and the step from which on; the earliest first."""
         self._step = 0
         self.num_pauses = 0
         """Times that an adapter gave up its place while sequences of the batch had more to compute with it."""
@@ -51,48 +60,58 @@ class AdapterTurns:
     def begin_step(self) -> None:
         """Let those whose turn is over make way for those that wait."""
         self._step += 1
-        for adapter in list(self._queue):
+        for adapter in sorted(self._waits_since, key=self._place):
             # None is let past one that needs more room than is free yet: it would wait for ever.
-            if not self._bring(adapter):
+            if not self._take_place(adapter):
                 return
-            del self._queue[adapter]
+            del self._waits_since[adapter]
 
-    def enter(self, adapter: str | None) -> None:
-        """A sequence joins the batch."""
+    def enter(self, sequence: Sequence) -> None:
+        """A sequence joins the batch. Nobody's turn ends for it before the next step: this one is planned already."""
+        adapter = sequence.adapter
         if adapter is None:
             return
-        self._num_sequences[adapter] += 1
-        if adapter in self._began or adapter in self._queue:
+        self._batch.setdefault(adapter, set()).add(sequence)
+        if adapter in self._began or adapter in self._waits_since:
             return
-        if self._queue or not self._bring(adapter):
-            self._queue[adapter] = None
+        if not self._waits_since and self._residency.acquire(adapter):
+            self._began[adapter] = self._step
+        else:
+            self._waits_since[adapter] = self._step
 
-    def leave(self, adapter: str | None) -> None:
+    def leave(self, sequence: Sequence) -> None:
         """A sequence has left the batch."""
+        adapter = sequence.adapter
         if adapter is None:
             return
-        self._num_sequences[adapter] -= 1
-        if self._num_sequences[adapter]:
+        self._batch[adapter].remove(sequence)
+        if self._batch[adapter]:
             return
-        del self._num_sequences[adapter]
-        self._queue.pop(adapter, None)
+        del self._batch[adapter]
+        self._waits_since.pop(adapter, None)
         if adapter in self._began:
             self._end(adapter)
 
-    def check_integrity(self, batch: Iterable[str | None]) -> None:
+    def check_integrity(self, batch: Iterable[Sequence]) -> None:
         """Check that each adapter of the batch, and no other, is either held or waits."""
-        count = Counter(adapter for adapter in batch if adapter is not None)
-        assert count == self._num_sequences, f"adapters of the batch are miscounted: {self._num_sequences}, not {count}"
-        assert not self._began.keys() & self._queue.keys(), "an adapter waits for its turn while it has it"
-        assert count.keys() == self._began.keys() | self._queue.keys(), "an adapter neither computes nor waits"
+        adapters: dict[str, set[Sequence]] = {}
+        for sequence in batch:
+            if sequence.adapter is not None:
+                adapters.setdefault(sequence.adapter, set()).add(sequence)
+        assert adapters == self._batch, "the sequences of the batch are miscounted"
+        assert not self._began.keys() & self._waits_since.keys(), "an adapter waits for its turn while it has it"
+        known = self._began.keys() | self._waits_since.keys()
+        assert adapters.keys() == known, "an adapter neither computes nor waits"
 
-    def _bring(self, adapter: str) -> bool:
+    def _take_place(self, adapter: str) -> bool:
         while not self._residency.acquire(adapter):
             over = [held for held, began in self._began.items() if self._step - began >= self._turn_steps]
+            over = [held for held in over if self._served(held) >= self._served(adapter)]
             if not over:
                 return False
-            self._end(over[0])
-            self._queue[over[0]] = None
+            longest = max(over, key=self._served)  # Of equals the first, whose turn has lasted longest.
+            self._end(longest)
+            self._waits_since[longest] = self._step
             self.num_pauses += 1
         self._began[adapter] = self._step
         return True
@@ -100,3 +119,10 @@ class AdapterTurns:
     def _end(self, adapter: str) -> None:
         del self._began[adapter]
         self._residency.release(adapter)
+
+    def _served(self, adapter: str) -> float:
+        return min(map(self._served_of, self._batch[adapter]))
+
+    def _place(self, adapter: str) -> tuple[float, int]:
+        priority = max(sequence.request.priority for sequence in self._batch[adapter])
+        return self._served(adapter), self._waits_since[adapter] - PRIORITY_STEPS * priority

@@ -16,7 +16,6 @@ import torch
 
 from lorafleet_contract.digest import base_digest
 from lorafleet_serving.engine.adapter_pool import AdapterPool
-from lorafleet_serving.engine.adapter_turns import AdapterTurns
 from lorafleet_serving.engine.block_manager import BlockManager
 from lorafleet_serving.engine.chunk import Chunk
 from lorafleet_serving.engine.config import EngineConfig
@@ -90,10 +89,11 @@ class Engine:
         self._pace = PrefillPace(config.max_step_stretch, config.max_batched_tokens)
         self._scheduler = Scheduler(
             self._blocks,
-            AdapterTurns(self.adapters, config.adapter_turn_steps),
+            self.adapters,
             max_num_seqs=config.max_num_seqs,
             max_batched_tokens=config.max_batched_tokens,
             pace=self._pace,
+            adapter_turn_steps=config.adapter_turn_steps,
             fairness_slack=config.fairness_slack,
             priority_head_start=config.priority_head_start,
             most_guessing_rows=_MOST_GUESSING_ROWS,
@@ -217,6 +217,7 @@ class Engine:
             host_adapters=self.adapters.host_adapters,
             num_steps=self._num_steps,
             num_preemptions=self._scheduler.num_preemptions,
+            num_adapter_pauses=self._scheduler.num_pauses,
         )
 
     def check_integrity(self) -> None:

@@ -92,6 +92,10 @@ class FairShare:
 
         return self._choose(sequences, max, choose_adapter)
 
+    def served(self, sequence: Sequence) -> float:
+        """Tokens that were computed for the sequence's tenant, by its weight."""
+        return self._accounts[sequence].tenant.served
+
     def own_place(self, sequence: Sequence) -> tuple[float, int]:
         """Place among the sequences of the same tenant and adapter, the smallest first. Never changes."""
         return sequence.num_before - self._bonus(sequence), sequence.arrival

@@ -105,24 +105,31 @@ class LoadQueue:
             return AdapterLoaded(read.digest, self._adapters.admit(read.result))
         except AdapterRefusal as error:
             return AdapterRefused(read.digest, error)
+        except Exception as error:
+            return AdapterRefused(read.digest, _unforeseen(read.digest, error))
 
     def _read_all(self) -> None:
-        torch.set_num_threads(1)  # Of this thread. The cores belong to the steps.
+        # Of this thread, and of those that begin to use torch later; the cores belong to the steps.
+        torch.set_num_threads(1)
         if sys.platform == "linux":  # Elsewhere it would be the whole process that steps back.
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         while True:
             self._on_read(self._read(self._orders.get()))
 
     def _read(self, order: _Order) -> ReadEnded:
-        if not order.folder.is_dir():
-            return ReadEnded(order.digest, FetchFailed("its files have left the disk tier meanwhile"))
         try:
             return ReadEnded(order.digest, self._adapters.read(order.digest, order.folder, order.free_bytes))
         except (AdapterRefusal, NoRoom) as error:
+            if not order.folder.is_dir():
+                return ReadEnded(order.digest, FetchFailed("its files have left the disk tier meanwhile"))
             # Without the frames it went through, which hold tensors.
             return ReadEnded(order.digest, error.with_traceback(None))
         except Exception as error:
-            # A read touches nothing of the batch: no adapter, however odd, is worth everybody's answers. Whether it was
-            # the adapter or the machine is unknown, so that it is tried again, and not refused for good.
-            _logger.exception("loading adapter %s failed", order.digest)
-            return ReadEnded(order.digest, FetchFailed(f"it could not be loaded: {error!r}"))
+            return ReadEnded(order.digest, _unforeseen(order.digest, error))
+
+
+def _unforeseen(digest: str, error: Exception) -> FetchFailed:
+    # A load touches nothing of the batch: no adapter, however odd, is worth everybody's answers. Whether it was the
+    # adapter or the machine is unknown, so that it is tried again, and not refused for good.
+    _logger.error("loading adapter %s failed", digest, exc_info=error)
+    return FetchFailed(f"it could not be loaded: {error!r}")

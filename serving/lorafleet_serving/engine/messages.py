@@ -124,6 +124,8 @@ class EngineStats:
     num_steps: int
     num_preemptions: int = 0
     """Sequences that gave back their blocks and were computed again, or will be."""
+    num_adapter_pauses: int = 0
+    """Times that an adapter of the batch had to leave the device for another."""
 
 
 EngineEvent = EngineReady | EngineFailed | Tokens | AdapterLoaded | AdapterRefused | AdapterUnloaded | EngineStats

@@ -28,7 +28,7 @@ import time
 from bisect import insort
 from typing import Protocol
 
-from lorafleet_serving.engine.adapter_turns import AdapterTurns
+from lorafleet_serving.engine.adapter_turns import AdapterTurns, Residency
 from lorafleet_serving.engine.block_manager import BlockManager
 from lorafleet_serving.engine.chunk import Chunk
 from lorafleet_serving.engine.fair_share import FairShare
@@ -51,17 +51,17 @@ class Scheduler:
     def __init__(
         self,
         blocks: BlockManager,
-        turns: AdapterTurns,
+        residency: Residency,
         *,
         max_num_seqs: int,
         max_batched_tokens: int,
         pace: Pace,
+        adapter_turn_steps: int,
         fairness_slack: int,
         priority_head_start: int,
         most_guessing_rows: int = 0,
     ) -> None:
         self._blocks = blocks
-        self._turns = turns
         self._max_num_seqs = max_num_seqs
         self._max_batched_tokens = max_batched_tokens
         self._pace = pace
@@ -69,6 +69,7 @@ class Scheduler:
         self._most_guessing_rows = most_guessing_rows
         # Half of what is borne before anybody is preempted, so that order mends most of it without.
         self._shares = FairShare(priority_head_start, adapter_grain=fairness_slack // 2)
+        self._turns = AdapterTurns(residency, adapter_turn_steps, self._shares.served)
         self.refused: Sequence | None = None
         """The one whose turn it was in the last step, and that found no place or no blocks; nobody was tried after."""
         self.waiting = WaitingQueue(self._shares)
@@ -119,6 +120,15 @@ class Scheduler:
             self.waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
 
+    @property
+    def num_pauses(self) -> int:
+        """Times that an adapter of the batch had to leave the device for another."""
+        return self._turns.num_pauses
+
+    def may_compute(self, sequence: Sequence) -> bool:
+        """Whether the sequence's adapter is on the device in this step."""
+        return self._turns.has(sequence.adapter)
+
     def check_integrity(self) -> None:
         """Check that every sequence is where its status says, and the blocks and accounts add up."""
         for queue, status in ((self.waiting, SequenceStatus.WAITING), (self.running, SequenceStatus.RUNNING)):
@@ -127,7 +137,7 @@ class Scheduler:
         assert all(not sequence.block_table for sequence in self.waiting), "a waiting sequence holds blocks"
         assert len(self.running) <= self._max_num_seqs, "more sequences run than may"
         self.waiting.check_integrity()
-        self._turns.check_integrity(sequence.adapter for sequence in self.running)
+        self._turns.check_integrity(self.running)
         self._shares.check_integrity(self.waiting, self.running)
         self._blocks.check_integrity(self.running)
 
@@ -210,7 +220,7 @@ class Scheduler:
 
     def _start(self, sequence: Sequence) -> None:
         self._shares.admit(sequence)
-        self._turns.enter(sequence.adapter)
+        self._turns.enter(sequence)
         sequence.status = SequenceStatus.RUNNING
         if sequence.admitted_at is None:
             sequence.admitted_at, sequence.num_cached = time.monotonic(), sequence.num_computed
@@ -226,7 +236,7 @@ class Scheduler:
 
     def _give_back(self, sequence: Sequence, *, forget: bool = False) -> None:
         self._blocks.free(sequence, forget=forget)
-        self._turns.leave(sequence.adapter)
+        self._turns.leave(sequence)
 
 
 def _arrival(sequence: Sequence) -> int:

@@ -68,6 +68,17 @@ def test_an_adapter_damaged_while_the_pod_was_down_is_not_found(tmp_path: Path) 
     assert again.digests() == frozenset()
 
 
+def test_what_is_distrusted_is_hashed_again(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 10 * SIZE)
+    digest = _put(tier, 1)
+    folder = tier.find(digest)
+    assert folder is not None
+    (folder / WEIGHTS_FILE).write_bytes(b"short")
+    assert tier.find(digest) == folder, "it is hashed at each use"
+    tier.distrust(digest)
+    assert tier.find(digest) is None
+
+
 def test_scraps_of_a_broken_download_are_gone_after_a_start(tmp_path: Path) -> None:
     scrap = tmp_path / "staging" / "half"
     scrap.mkdir(parents=True)
@@ -78,10 +89,12 @@ def test_scraps_of_a_broken_download_are_gone_after_a_start(tmp_path: Path) -> N
 
 def test_documents_damaged_while_the_pod_was_down_are_not_used(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path, SIZE)
-    tier.save_documents("tickets", 1, {"manifest": {"rank": 4}})
-    assert tier.load_documents("tickets", 1) == {"manifest": {"rank": 4}}
-    (tmp_path / "versions" / "tickets" / "1.json").write_text('{"manifest": {"ra')
-    assert tier.load_documents("tickets", 1) is None
+    documents = {"manifest": {"rank": 4}, "report": {}}
+    tier.save_documents("tickets", 1, documents)
+    assert tier.load_documents("tickets", 1) == documents
+    for text in ('{"manifest": {"ra', "{}", "[]", "null", '{"manifest": 1, "report": 2}'):
+        (tmp_path / "versions" / "tickets" / "1.json").write_text(text)
+        assert tier.load_documents("tickets", 1) is None
 
 
 def test_a_folder_belongs_to_one_pod_at_a_time(tmp_path: Path) -> None:

@@ -65,3 +65,12 @@ def test_what_comes_back_after_all_was_lost_has_the_value_it_had(policy: Evictio
     for digest in lost:
         order.add(digest, 1, cost_s=9.0)
     assert order.by_value("abc") == ["c", "a", "b"]
+
+
+def test_a_second_loss_before_all_came_back_forgets_none() -> None:
+    order = filled(EvictionPolicy.LRU, a=1, b=1, c=1)
+    order.lose_all()
+    order.add("b", 1, cost_s=1.0)
+    assert order.lose_all() == ["c", "b", "a"]
+    order.remove("a")
+    assert order.lose_all() == ["c", "b"]

@@ -5,59 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
 
 from lorafleet_serving.adapters.eviction import EvictionOrder, EvictionPolicy
 from lorafleet_serving.adapters.host import AdapterFiles, HostTier
-from lorafleet_serving.engine.config import EngineConfig
-from lorafleet_serving.engine.handle import EngineHandle
-from lorafleet_serving.engine.request import ANONYMOUS
-from lorafleet_serving.engine.waiting_limits import WaitingLimits
 from lorafleet_serving.exceptions import AnswerLost, FetchFailed, NoRoom
+from tests.serving.adapters.memory_engine import MemoryEngine
 
 BUDGET = 10
 _LIMIT_S = 30.0
-
-
-class MemoryEngine(EngineHandle):
-    """Holds what it is told to, within the budget, and takes its time when it is told to."""
-
-    def __init__(self, sizes: dict[str, int]) -> None:
-        super().__init__(
-            EngineConfig(Path()),
-            limits=WaitingLimits(1, [ANONYMOUS]),
-            silence_limit_s=10.0,
-            on_ready=lambda: None,
-            on_down=lambda: None,
-            on_failure=lambda reason: None,
-        )
-        self._sizes = sizes
-        self.allowed = asyncio.Event()
-        self.allowed.set()
-        self.num_loads = 0
-        self.generation = 0
-
-    async def load(self, digest: str, folder: str) -> int:
-        generation = self.generation
-        await self.allowed.wait()
-        if generation != self.generation:
-            raise AnswerLost("the engine died")
-        self.num_loads += 1
-        if sum(self.loaded.values()) + self._sizes[digest] > BUDGET:
-            raise NoRoom("the engine has no room")
-        self.loaded[digest] = self._sizes[digest]
-        await asyncio.sleep(0)  # Who waits hears of it a moment later than it is there.
-        return self._sizes[digest]
-
-    def unload(self, digest: str) -> None:
-        del self.loaded[digest]
-
-    def die(self) -> None:
-        self.generation += 1
-        self.loaded.clear()
 
 
 class Bench:
@@ -68,7 +26,7 @@ class Bench:
     ) -> None:
         self.sizes = sizes
         self._told = told
-        self.engine = MemoryEngine(sizes)
+        self.engine = MemoryEngine(sizes, BUDGET)
         self.tier = HostTier(self.engine, BUDGET, EvictionOrder(EvictionPolicy.LRU), room_limit_s=room_limit_s)
         self.num_brought = 0
 
@@ -158,6 +116,35 @@ async def test_one_that_finds_no_room_waits_until_something_is_given_back() -> N
     (await asyncio.wait_for(asking, _LIMIT_S)).close()
     assert set(bench.engine.loaded) == {"b"}
     assert bench.tier.counts.waits_for_room == 1
+
+
+async def test_small_ones_are_let_past_one_that_finds_no_room_and_not_for_ever() -> None:
+    small = {f"small-{number}": 1 for number in range(40)}
+    bench = Bench(held=7, large=9)
+    bench.sizes |= small
+    held = await bench.hold("held")
+    large = asyncio.create_task(bench.hold("large"))
+    await _settle()
+    later = [asyncio.create_task(bench.use(name)) for name in small]
+    for _ in range(40):
+        await _settle()
+    num_past = sum(task.done() for task in later)
+    assert 0 < num_past < len(small)
+    held.close()
+    (await asyncio.wait_for(large, _LIMIT_S)).close()
+    await asyncio.wait_for(asyncio.gather(*later), _LIMIT_S)
+
+
+async def test_one_that_nobody_asks_for_any_more_waits_no_longer() -> None:
+    bench = Bench(held=7, large=9)
+    with await bench.hold("held"):
+        asking = asyncio.create_task(bench.hold("large"))
+        await _settle()
+        asking.cancel()
+        await _settle()
+        await _settle()
+        assert not bench.tier.loading
+        assert set(bench.engine.loaded) == {"held"}
 
 
 async def test_nothing_is_evicted_for_one_that_would_not_fit_even_so() -> None:

@@ -19,6 +19,7 @@ from tests.serving.registered_adapter import Registered, RegistryHand
 NUM_ADAPTERS = 4
 NUM_HELD = 2
 PROMPT = "the cat sat on"
+MISSES = "lorafleet_host_tier_misses_total"
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +105,27 @@ def test_what_is_in_use_is_not_evicted_and_the_one_without_room_is_told_so(
         assert "--adapter-host-bytes" in refused.json()["error"]["message"]
         assert [answer.result().status_code for answer in answers] == [200] * NUM_HELD
     assert _ask(narrow_pod, other).status_code == 200
+
+
+def test_one_that_is_withdrawn_while_it_is_brought_answers_nobody(
+    narrow_pod: PodProcess, own_mlflow: RunningMLflow, tiny_adapter: SourceFactory, adapters: list[Registered]
+) -> None:
+    registry = RegistryHand(own_mlflow)
+    doomed = registry.register("doomed", tiny_adapter(9))
+    registry.promote(doomed)
+    narrow_pod.wait_serving(doomed.name, 1)
+    for adapter in adapters[:NUM_HELD]:
+        assert _ask(narrow_pod, adapter).status_code == 200
+    assert doomed.name not in _in_memory(narrow_pod)
+    engine = narrow_pod.child_pids()["engine"]
+    with ThreadPoolExecutor(1) as pool:
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            misses = narrow_pod.metric(MISSES)
+            asked = pool.submit(_ask, narrow_pod, doomed)
+            narrow_pod.wait_for(lambda: narrow_pod.metric(MISSES) > misses or None, "the load")
+            registry.withdraw(doomed)
+            narrow_pod.wait_for(lambda: narrow_pod.version(doomed.name, 1) is None or None, "it to be let go")
+        finally:
+            os.kill(engine, signal.SIGCONT)
+        assert asked.result().status_code == 410

@@ -11,7 +11,6 @@ import torch
 
 from lorafleet_serving.adapters.slots import DeviceSlots
 from lorafleet_serving.adapters.weights import AdapterWeights
-from lorafleet_serving.engine.adapter_turns import AdapterTurns
 from lorafleet_serving.engine.block_manager import BlockManager
 from lorafleet_serving.engine.chunk import Chunk
 from lorafleet_serving.engine.prompt_lookup import PromptLookup
@@ -69,10 +68,11 @@ class Drive:
         self.slots = Slots(self.num_slots)
         self.scheduler = Scheduler(
             self.blocks,
-            AdapterTurns(self.slots, self.turn_steps),
+            self.slots,
             max_num_seqs=self.max_num_seqs,
             max_batched_tokens=self.max_batched_tokens,
             pace=SteadyPace(self.max_prefill_tokens),
+            adapter_turn_steps=self.turn_steps,
             fairness_slack=self.fairness_slack,
             priority_head_start=self.priority_head_start,
             most_guessing_rows=self.max_batched_tokens,
@@ -144,6 +144,7 @@ class Drive:
         for chunk in chunks:
             sequence, num_rows = chunk.sequence, chunk.num_rows
             assert sequence.status is SequenceStatus.RUNNING
+            assert self.scheduler.may_compute(sequence), "a sequence computes whose adapter is not on the device"
             assert chunk.num_tokens >= 1
             assert not chunk.guess or chunk.num_tokens == sequence.num_remaining == 1
             assert len(chunk.guess) < sequence.num_allowed or not chunk.guess

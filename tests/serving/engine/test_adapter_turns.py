@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable
 
 from hypothesis import given, settings, strategies as st
 
-from lorafleet_serving.engine.adapter_turns import AdapterTurns
+from lorafleet_serving.engine.adapter_turns import PRIORITY_STEPS, AdapterTurns
+from lorafleet_serving.engine.request import GenerationRequest
+from lorafleet_serving.engine.sequence import Sequence
 
 MOST_ADAPTERS = 8
 
@@ -31,63 +34,88 @@ class Device:
         self.held.remove(digest)
 
 
-def equal_turns(num_slots: int, turn_steps: int, names: str) -> tuple[AdapterTurns, Device]:
+class Batch:
+    """Sequences that come and go, by the names of their adapters."""
+
+    def __init__(self, device: Device, turn_steps: int, served: Callable[[Sequence], float] = lambda _: 0.0) -> None:
+        self.turns = AdapterTurns(device, turn_steps, served)
+        self.sequences: dict[str, list[Sequence]] = defaultdict(list)
+        self._num_entered = 0
+
+    def enter(self, name: str, priority: int = 0) -> None:
+        request = GenerationRequest(str(self._num_entered), (1,), adapter=name, priority=priority)
+        self.sequences[name].append(Sequence(request, self._num_entered))
+        self._num_entered += 1
+        self.turns.enter(self.sequences[name][-1])
+
+    def leave(self, name: str) -> None:
+        if self.sequences[name]:
+            self.turns.leave(self.sequences[name].pop())
+
+    def step(self) -> None:
+        self.turns.begin_step()
+        self.turns.check_integrity(sequence for line in self.sequences.values() for sequence in line)
+
+    def paused(self) -> list[str]:
+        return [name for name, line in self.sequences.items() if line and not self.turns.has(name)]
+
+
+def equal_turns(num_slots: int, turn_steps: int, names: str) -> tuple[Batch, Device]:
     device = Device(num_slots, dict.fromkeys(names, 1))
-    return AdapterTurns(device, turn_steps), device
+    return Batch(device, turn_steps), device
 
 
 def test_those_that_fit_together_never_pause() -> None:
-    turns, device = equal_turns(3, 1, "abc")
+    batch, device = equal_turns(3, 1, "abc")
     for name in "abc":
-        turns.enter(name)
+        batch.enter(name)
     for _ in range(20):
-        turns.begin_step()
+        batch.step()
         assert device.held == set("abc")
-    assert turns.num_pauses == 0
+    assert batch.turns.num_pauses == 0
 
 
 def test_each_keeps_its_place_for_a_turn_and_gets_it_again() -> None:
-    turns, device = equal_turns(2, 3, "abcd")
+    batch, device = equal_turns(2, 3, "abcd")
     for name in "abcd":
-        turns.enter(name)
+        batch.enter(name)
     seen = []
     for _ in range(12):
-        turns.begin_step()
+        batch.step()
         seen.append("".join(sorted(device.held)))
     assert seen == ["ab"] * 2 + ["cd"] * 3 + ["ab"] * 3 + ["cd"] * 3 + ["ab"]
 
 
 def test_the_last_of_an_adapter_s_sequences_gives_its_place_back() -> None:
-    turns, device = equal_turns(1, 100, "ab")
+    batch, device = equal_turns(1, 100, "ab")
     for name in "aab":
-        turns.enter(name)
-    turns.leave("a")
-    turns.begin_step()
+        batch.enter(name)
+    batch.leave("a")
+    batch.step()
     assert device.held == {"a"}
-    turns.leave("a")
+    batch.leave("a")
     assert device.held == set()
-    turns.begin_step()
+    batch.step()
     assert device.held == {"b"}
 
 
 def test_one_that_leaves_while_it_waits_is_forgotten() -> None:
-    turns, device = equal_turns(1, 1, "abc")
+    batch, device = equal_turns(1, 1, "abc")
     for name in "abc":
-        turns.enter(name)
-    turns.leave("b")
-    turns.begin_step()
+        batch.enter(name)
+    batch.leave("b")
+    batch.step()
     assert device.held == {"c"}
-    turns.check_integrity(["a", "c"])
 
 
 def test_none_is_let_past_one_that_needs_more_room() -> None:
     device = Device(4, {"small-1": 2, "small-2": 2, "small-3": 2, "large": 4})
-    turns = AdapterTurns(device, 2)
+    batch = Batch(device, 2)
     for name in ("small-1", "small-2", "large", "small-3"):
-        turns.enter(name)
+        batch.enter(name)
     seen = []
     for _ in range(5):
-        turns.begin_step()
+        batch.step()
         seen.append(set(device.held))
     assert {"large"} in seen
     assert all("small-3" not in held for held in seen[: seen.index({"large"})])
@@ -105,20 +133,28 @@ def test_nobody_pauses_longer_than_is_said(
 ) -> None:
     names = [f"adapter-{number}" for number in range(len(sizes))]
     device = Device(max(sizes) + spare, dict(zip(names, sizes, strict=True)))
-    turns = AdapterTurns(device, turn_steps)
+    batch = Batch(device, turn_steps)
     most_steps = math.ceil(len(sizes) / ((max(sizes) + spare) // max(sizes))) * turn_steps
-    batch: Counter[str] = Counter()
     paused: Counter[str] = Counter()
     for joins, number, num_steps in [*events, (True, 0, 2 * most_steps)]:
         name = names[number % len(names)]
-        if joins:
-            turns.enter(name)
-            batch[name] += 1
-        elif batch[name]:
-            turns.leave(name)
-            batch -= Counter((name,))
+        (batch.enter if joins else batch.leave)(name)
         for _ in range(num_steps):
-            turns.begin_step()
-            turns.check_integrity(batch.elements())
-            paused = Counter({name: paused[name] + 1 for name in batch if not turns.has(name)})
+            batch.step()
+            paused = Counter({name: paused[name] + 1 for name in batch.paused()})
             assert max(paused.values(), default=0) <= most_steps, f"paused for {paused}, said were {most_steps}"
+
+
+def test_a_higher_priority_waits_less_and_a_lower_one_not_for_ever() -> None:
+    device = Device(1, dict.fromkeys("abcd", 1))
+    batch = Batch(device, 1)
+    for name in "abc":
+        batch.enter(name)
+    batch.enter("d", priority=1)
+    seen: list[str] = []
+    for _ in range(4 * PRIORITY_STEPS):
+        batch.step()
+        seen += device.held
+    assert seen[0] == "d"
+    assert seen.count("d") > seen.count("a")
+    assert min(seen.count(name) for name in "abc") >= 2

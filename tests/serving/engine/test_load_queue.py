@@ -168,6 +168,18 @@ def test_an_adapter_that_cannot_be_read_holds_up_no_other(
     assert [end.digest for end in loads.take()] == ["second"]
 
 
+def test_files_that_leave_while_they_are_read_are_no_fault_of_the_adapter(
+    loads: Loads, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    loads = Loads(loads.pool, {"evicted": shutil.copytree(folders["first"], tmp_path / "evicted")})
+    loads.add("evicted")
+    loads.await_began("evicted")
+    shutil.rmtree(tmp_path / "evicted")
+    (refused,) = loads.take()
+    assert isinstance(refused, AdapterRefused)
+    assert isinstance(refused.error, FetchFailed)
+
+
 def test_what_only_the_base_models_weights_show_is_refused_and_holds_up_no_other(
     loads: Loads, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -188,11 +200,13 @@ def test_what_only_the_base_models_weights_show_is_refused_and_holds_up_no_other
 
 
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="elsewhere a thread cannot step back by itself")
-def test_the_reader_steps_back_and_the_steps_do_not(loads: Loads) -> None:
+def test_the_reader_steps_back_and_the_steps_do_not(model: LanguageModel, folders: dict[str, Path]) -> None:
+    num_threads = torch.get_num_threads()
+    loads = Loads(SlowPool(model), folders)
     loads.add("first")
     loads.await_began("first")
     readers = [thread for thread in threading.enumerate() if thread.name == "adapter-reader" and thread.native_id]
     assert {os.getpriority(os.PRIO_PROCESS, reader.native_id or 0) for reader in readers} == {10}
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0
-    assert torch.get_num_threads() > 0
+    assert torch.get_num_threads() == num_threads
     loads.take()

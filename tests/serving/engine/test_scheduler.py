@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from lorafleet_serving.engine.request import Tenant
@@ -142,6 +143,27 @@ def test_an_adapter_that_is_done_makes_way_at_once() -> None:
     drive.add(2, num_new=3, adapter="a")
     drive.add(2, num_new=3, adapter="b", first_token=50)
     assert [next(iter(drive.step())).sequence.adapter for _ in range(6)] == ["a"] * 3 + ["b"] * 3
+
+
+def test_one_that_comes_later_ends_no_turn_in_a_step_that_is_planned() -> None:
+    drive = Drive(num_slots=1, turn_steps=2, num_blocks=64)
+    drive.add(2, num_new=20, adapter="a")
+    for _ in range(6):
+        drive.step()
+    drive.add(2, num_new=20, adapter="b", first_token=50)
+    assert {chunk.sequence.adapter for chunk in drive.step()} == {"a"}
+    assert {chunk.sequence.adapter for chunk in drive.step()} == {"b"}
+
+
+@pytest.mark.parametrize("weight", [1.0, 4.0])
+def test_who_names_more_adapters_gets_no_more_of_the_device(weight: float) -> None:
+    drive = Drive(num_slots=1, turn_steps=2, num_blocks=400, max_num_seqs=16)
+    many = [drive.add(2, 100, f"many-{n}", 100 * n, tenant=Tenant("many")) for n in range(8)]
+    one = drive.add(2, 500, "one", 5000, tenant=Tenant("one", weight))
+    for _ in range(400):
+        drive.step()
+    ratio = one.num_charged / sum(sequence.num_charged for sequence in many)
+    assert ratio == pytest.approx(weight, rel=0.2)
 
 
 def test_what_needs_no_adapter_never_pauses() -> None:
