@@ -148,16 +148,15 @@ def _register(
 
 
 async def _closed_loop(url: str, names: Sequence[str], exponent: float, seconds: float) -> Timings:
-    """Users who ask at once again; those who began before the first quarter was over are not counted."""
+    """Users who ask at once again; the first quarter of the time is for the batch to fill."""
     start = time.perf_counter()
-    counted_from, end = start + seconds / 4, start + seconds
-    timings, before = Timings(seconds=end - counted_from), Timings()
+    begin, end = start + seconds / 4, start + seconds
+    timings = Timings(seconds=end - begin)
 
     async def user(number: int) -> None:
         chance = random.Random(number)
-        while (now := time.perf_counter()) < end:
-            seen = before if now < counted_from else timings
-            await ask(session, _pick(chance, names, exponent), _prompt(chance), NUM_TOKENS, seen, end)
+        while time.perf_counter() < end:
+            await ask(session, _pick(chance, names, exponent), _prompt(chance), NUM_TOKENS, timings, end, begin)
 
     async with open_session(url) as session:
         await asyncio.gather(*map(user, range(NUM_USERS)))

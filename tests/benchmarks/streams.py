@@ -51,9 +51,15 @@ class Timings:
 
 
 async def ask(
-    session: ClientSession, model: str, prompt: str | list[int], max_tokens: int, timings: Timings, end: float
+    session: ClientSession,
+    model: str,
+    prompt: str | list[int],
+    max_tokens: int,
+    timings: Timings,
+    end: float,
+    begin: float = 0.0,
 ) -> None:
-    """One request; tokens that come after the end of the measurement do not count for throughput."""
+    """One request; tokens that come before the measurement begins, or after its end, do not count for throughput."""
     body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "min_tokens": max_tokens, "stream": True}
     asked = last = time.perf_counter()
     is_first = True
@@ -71,7 +77,7 @@ async def ask(
                     return
                 (timings.ttft if is_first else timings.between_tokens).append(now - last)
                 is_first, last = False, now
-                timings.num_tokens += now <= end
+                timings.num_tokens += begin <= now <= end
     except (ClientError, TimeoutError) as error:
         timings.errors.append(repr(error))
         return
