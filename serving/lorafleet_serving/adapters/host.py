@@ -88,11 +88,6 @@ class HostTier:
         """What is left of the budget without evicting anything."""
         return self._budget_bytes - self.used_bytes
 
-    @property
-    def loading(self) -> frozenset[str]:
-        """Adapters that are on their way."""
-        return frozenset(self._loading)
-
     def holds(self, digest: str) -> bool:
         """Whether an adapter is there."""
         return digest in self._engine.loaded

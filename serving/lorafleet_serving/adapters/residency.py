@@ -27,6 +27,7 @@ from lorafleet_serving.exceptions import (
 )
 
 _MOST_TRIES = 3
+"""Loads that one request may share with other versions of the same bytes that turn out to be refused."""
 
 
 class Residency:
@@ -62,7 +63,7 @@ class Residency:
             QueueFull: too many wait already, of all or of the tenant.
         """
         if self._host.holds(version.digest):
-            return await self._host.load(version.digest, partial(self._bring_own, version))
+            return await self._load(version)
         self._limits.enter(tenant)
         try:
             await self._load(version)

@@ -143,8 +143,11 @@ async def test_one_that_nobody_asks_for_any_more_waits_no_longer() -> None:
         asking.cancel()
         await _settle()
         await _settle()
-        assert not bench.tier.loading
         assert set(bench.engine.loaded) == {"held"}
+        again = asyncio.create_task(bench.hold("large"))
+        await _settle()
+        assert bench.num_brought == 3, "the load that nobody asked for is still under way"
+    (await asyncio.wait_for(again, _LIMIT_S)).close()
 
 
 async def test_nothing_is_evicted_for_one_that_would_not_fit_even_so() -> None:

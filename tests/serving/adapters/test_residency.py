@@ -125,7 +125,6 @@ async def test_who_waits_for_an_adapter_counts_as_waiting(tmp_path: Path) -> Non
 
 async def test_prefetching_evicts_nothing_where_it_may_not(tmp_path: Path) -> None:
     bench = Bench(tmp_path, list("abc"))
-    bench.engine.facts = None
     bench.host = HostTier(bench.engine, 2, EvictionOrder(EvictionPolicy.LRU), room_limit_s=1.0)
     residency = Residency(bench.host, bench.engine, bench.disk, bench.limits, lambda version, error: None)
     bench.engine._ready.set()
