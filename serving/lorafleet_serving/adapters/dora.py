@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lorafleet_serving.exceptions import AdapterRefusal
-from lorafleet_serving.kernels.segments import LoraSlice, Rescale
+from lorafleet_serving.kernels.lora_weights import LoraSlice, Rescale
 from lorafleet_serving.layers.linear import LoraLinear
 
 

@@ -30,7 +30,7 @@ from lorafleet_serving.adapters.tensor_check import (
 from lorafleet_serving.adapters.tensor_header import read_header
 from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge, NoRoom
 from lorafleet_serving.kernels.lora_table import Ints, address_table
-from lorafleet_serving.kernels.segments import LoraSlice, LoraWeights
+from lorafleet_serving.kernels.lora_weights import LoraSlice, LoraWeights, PackedLora
 from lorafleet_serving.layers.adapter_base import AdapterBase
 from lorafleet_serving.layers.embedding import EmbeddingLora
 from lorafleet_serving.layers.linear import LoraLinear, row_norms
@@ -41,7 +41,7 @@ class AdapterWeights:
     """One adapter's tensors by site index; None where the adapter leaves the site alone."""
 
     digest: str
-    sites: tuple[LoraWeights | None, ...]
+    sites: tuple[PackedLora | None, ...]
     embedding: EmbeddingLora | None = None
 
     @cached_property
@@ -58,8 +58,8 @@ class AdapterWeights:
     @property
     def device(self) -> torch.device:
         """Where the tensors lie."""
-        tensors = (weights.a for weights in self.sites if weights is not None)
-        return next(tensors).device if self.embedding is None else self.embedding.a.device
+        devices = (weights.device for weights in self.sites if weights is not None)
+        return next(devices) if self.embedding is None else self.embedding.a.device
 
     def to(self, device: torch.device) -> AdapterWeights:
         """The same adapter on a device: itself where it lies there already."""
@@ -94,7 +94,9 @@ class StagedAdapter:
         Raises:
             AdapterRefusal: a magnitude is not finite, or a row has no length.
         """
-        sites = list(self.weights.sites)
+        if not self.magnitudes:
+            return self.weights
+        sites = [None if site is None else site.dense() for site in self.weights.sites]
         for index, magnitudes in self.magnitudes.items():
             site = sites[index]
             assert site is not None, "magnitudes belong to a site that the adapter leaves alone"
@@ -105,7 +107,7 @@ class StagedAdapter:
                 for part, learned in zip(site.slices, magnitudes, strict=True)
             )
             sites[index] = LoraWeights(site.a, tuple(slices))
-        return AdapterWeights(self.weights.digest, tuple(sites), self.weights.embedding)
+        return AdapterWeights(self.weights.digest, tuple(base.kernels.pack_lora(sites)), self.weights.embedding)
 
 
 def stage_adapter(
@@ -141,8 +143,10 @@ def stage_adapter(
         with safe_open(folder / WEIGHTS_FILE, framework="pt", device="cpu") as file:
             reader = _Reader(file.get_tensor, config, checked, dtype)
             reader.check_tables(base)
-            sites = tuple(reader.site(linear) for linear in base.linears)
-            return StagedAdapter(AdapterWeights(digest, sites, reader.embedding(base)), reader.magnitudes(base))
+            sites, magnitudes = [reader.site(linear) for linear in base.linears], reader.magnitudes(base)
+            # DoRA's own factors are made from the weights as they come: `finish` packs those.
+            packed = tuple(sites if magnitudes else base.kernels.pack_lora(sites))
+            return StagedAdapter(AdapterWeights(digest, packed, reader.embedding(base)), magnitudes)
     except (OSError, SafetensorError) as error:
         raise AdapterRefusal(f"adapter weights {folder / WEIGHTS_FILE} cannot be read: {error}") from error
 

@@ -7,11 +7,10 @@ their own ranks, and a step's table is put together by stacking rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from lorafleet_serving.kernels.segments import LoraWeights
 
 Ints = NDArray[np.int64]
 
@@ -24,7 +23,32 @@ MAX_SLICES = 3
 ROW_WIDTH = SLICES + MAX_SLICES * SLICE_WIDTH
 
 
-def address_table(sites: Sequence[LoraWeights | None]) -> Ints:
+class SliceRow(NamedTuple):
+    """Columns of a slice, in their order."""
+
+    b: int
+    first_rank: int
+    last_rank: int
+    first_out: int
+    last_out: int
+    gain: int
+    offset: int
+
+    @property
+    def num_elements(self) -> int:
+        """Of B."""
+        return (self.last_rank - self.first_rank) * (self.last_out - self.first_out)
+
+
+class Placed(Protocol):
+    """An adapter's weights at a site."""
+
+    def address_row(self) -> Ints:
+        """Where they lie, as `address_row` puts it."""
+        ...
+
+
+def address_table(sites: Sequence[Placed | None]) -> Ints:
     """Rows of one adapter by site: [num_sites, ROW_WIDTH], zeros where it leaves the site alone.
 
     The adapter's tensors must outlive the table.
@@ -32,17 +56,22 @@ def address_table(sites: Sequence[LoraWeights | None]) -> Ints:
     table = np.zeros((len(sites), ROW_WIDTH), dtype=np.int64)
     for row, weights in zip(table, sites, strict=True):
         if weights is not None:
-            _describe(weights, row)
+            row[:] = weights.address_row()
     return table
 
 
-def _describe(weights: LoraWeights, row: Ints) -> None:
-    assert len(weights.slices) <= MAX_SLICES, f"{len(weights.slices)} modules are merged, at most {MAX_SLICES} may be"
-    assert weights.a.is_contiguous(), "A must lie row by row"
-    row[:SLICES] = weights.a.data_ptr(), weights.num_ranks, len(weights.slices)
-    for number, part in enumerate(weights.slices):
-        assert part.b.t().is_contiguous(), "B must lie rank by rank"
+def address_row(a: int, num_ranks: int, slices: Sequence[SliceRow]) -> Ints:
+    """One row, from the address of A and from the slices."""
+    assert len(slices) <= MAX_SLICES, f"{len(slices)} modules are merged, at most {MAX_SLICES} may be"
+    row = np.zeros(ROW_WIDTH, dtype=np.int64)
+    row[:SLICES] = a, num_ranks, len(slices)
+    for number, part in enumerate(slices):
         start = SLICES + number * SLICE_WIDTH
-        ends = (part.rank_start, part.rank_end, part.out_start, part.out_end)
-        rescaled = (0, 0) if part.rescale is None else tuple(tensor.data_ptr() for tensor in part.rescale)
-        row[start : start + SLICE_WIDTH] = (part.b.data_ptr(), *ends, *rescaled)
+        row[start : start + SLICE_WIDTH] = part
+    return row
+
+
+def slices_of(row: Ints) -> list[SliceRow]:
+    """The slices of one row."""
+    starts = range(SLICES, SLICES + row[NUM_SLICES] * SLICE_WIDTH, SLICE_WIDTH)
+    return [SliceRow(*row[start : start + SLICE_WIDTH].tolist()) for start in starts]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from lorafleet_serving.kernels.geometry import LayerCache, StepGeometry
+from lorafleet_serving.kernels.lora_weights import LoraWeights, PackedLora
 from lorafleet_serving.kernels.packed_weight import PackedWeight
 from lorafleet_serving.kernels.segments import LoraRun
 from lorafleet_serving.kernels.weight_format import WeightFormat
@@ -95,6 +96,10 @@ class Kernels(Protocol):
 
     def pack(self, weight: Weight) -> PackedWeight:
         """The weight of a linear layer, ready to be multiplied by."""
+        ...
+
+    def pack_lora(self, sites: Sequence[LoraWeights | None]) -> Sequence[PackedLora | None]:
+        """The weights of an adapter by site, ready to be multiplied by. Any thread may ask."""
         ...
 
     def chain(self, layers: Sequence[LayerParts]) -> ChainedLayers | None:

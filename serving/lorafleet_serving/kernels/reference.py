@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lorafleet_serving.kernels.attention_plan import AttentionPlan, DecodeGroup, PrefillSpan, plan_attention
 from lorafleet_serving.kernels.geometry import LayerCache, StepGeometry
+from lorafleet_serving.kernels.lora_weights import LoraWeights
 from lorafleet_serving.kernels.operators import Activation, LayerParts, Rotation
 from lorafleet_serving.kernels.packed_weight import DenseWeight
 from lorafleet_serving.kernels.segments import LoraRun, LoraSegment, segments_at
@@ -43,6 +44,10 @@ class ReferenceKernels:
     def pack(self, weight: Weight) -> DenseWeight:
         """Written out, whatever the form."""
         return DenseWeight(weight.dense())
+
+    def pack_lora(self, sites: Sequence[LoraWeights | None]) -> Sequence[LoraWeights | None]:
+        """As they are."""
+        return sites
 
     def chain(self, layers: Sequence[LayerParts]) -> None:
         """Layer by layer."""

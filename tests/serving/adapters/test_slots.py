@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from lorafleet_serving.adapters.slots import DeviceSlots
 from lorafleet_serving.adapters.weights import AdapterWeights
-from lorafleet_serving.kernels.segments import LoraSlice, LoraWeights
+from lorafleet_serving.kernels.lora_weights import LoraSlice, LoraWeights
 
 CPU = torch.device("cpu")
 

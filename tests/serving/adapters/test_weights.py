@@ -64,8 +64,9 @@ def write_raw(folder: Path, header: object, num_data_bytes: int, num_header_byte
 def test_merged_modules_are_stacked_with_their_own_ranks(base: Path, model: LanguageModel, tmp_path: Path) -> None:
     write_adapter(base, tmp_path, target_modules=["q_proj", "v_proj"], r=4, rank_pattern={"v_proj": 2})
     weights = read(tmp_path, model)
-    qkv = weights.sites[0]
-    assert qkv is not None
+    site = weights.sites[0]
+    assert site is not None
+    qkv = site.dense()
     assert qkv.a.shape == (6, 48)
     assert [part[:4] for part in qkv.slices] == [(0, 48, 0, 4), (64, 80, 4, 6)]
     assert [part.b.shape for part in qkv.slices] == [(48, 4), (16, 2)]
@@ -92,7 +93,9 @@ def test_b_is_scaled_once_at_load(
     write_adapter(base, tmp_path, target_modules=["q_proj"], **options)
     qkv = read(tmp_path, model).sites[0]
     assert qkv is not None
-    torch.testing.assert_close(qkv.slices[0].b, load_file(tmp_path / WEIGHTS)[f"{Q_PROJ}.lora_B.weight"] * scaling)
+    torch.testing.assert_close(
+        qkv.dense().slices[0].b, load_file(tmp_path / WEIGHTS)[f"{Q_PROJ}.lora_B.weight"] * scaling
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,14 +113,14 @@ def test_whatever_peft_targets_is_read(
     base: Path, model: LanguageModel, tmp_path: Path, options: dict[str, object]
 ) -> None:
     write_adapter(base, tmp_path, **options)
-    num_modules = sum(len(weights.slices) for weights in read(tmp_path, model).sites if weights is not None)
+    num_modules = sum(len(weights.dense().slices) for weights in read(tmp_path, model).sites if weights is not None)
     assert num_modules * 2 == len(load_file(tmp_path / WEIGHTS))
 
 
 def test_tensors_take_the_format_of_the_base(adapter: Path, model: LanguageModel) -> None:
     weights = read(adapter, model, torch.bfloat16)
     assert weights.num_bytes * 2 == read(adapter, model).num_bytes
-    assert all(site.a.dtype is torch.bfloat16 for site in weights.sites if site is not None)
+    assert all(site.dense().a.dtype is torch.bfloat16 for site in weights.sites if site is not None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -17,7 +17,7 @@ from lorafleet_serving.engine.prompt_lookup import PromptLookup
 from lorafleet_serving.engine.request import ANONYMOUS, GenerationRequest, SamplingParams, Tenant
 from lorafleet_serving.engine.scheduler import Scheduler
 from lorafleet_serving.engine.sequence import Sequence, SequenceStatus
-from lorafleet_serving.kernels.segments import LoraWeights
+from lorafleet_serving.kernels.lora_weights import LoraWeights
 
 BLOCK = 4
 ADAPTER_BYTES = 64

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from lorafleet_serving.kernels.geometry import LayerCache, Span, StepGeometry
 from lorafleet_serving.kernels.lora_table import Ints, address_table
+from lorafleet_serving.kernels.lora_weights import LoraSlice, LoraWeights, PackedLora
 from lorafleet_serving.kernels.operators import Activation, Kernels, Rotation
-from lorafleet_serving.kernels.segments import LoraRun, LoraSlice, LoraWeights
+from lorafleet_serving.kernels.segments import LoraRun
 from lorafleet_serving.kernels.weights import PlainWeight
 from tests.serving.kernels.forms import FORMS, make_kernels
 
@@ -31,11 +32,14 @@ FORMATS = [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)]
 class Adapter:
     """An adapter of a model with one site."""
 
-    sites: tuple[LoraWeights | None, ...]
+    sites: tuple[PackedLora | None, ...]
 
     @cached_property
     def addresses(self) -> Ints:
         return address_table(self.sites)
+
+    def packed(self, kernels: Kernels) -> Adapter:
+        return Adapter(tuple(kernels.pack_lora([None if site is None else site.dense() for site in self.sites])))
 
 
 def make_adapter(ranks: tuple[int, int], in_features: int, dtype: torch.dtype) -> Adapter:
@@ -56,8 +60,9 @@ def lora_by_row(x: Tensor, y: Tensor, runs: Sequence[LoraRun]) -> Tensor:
         weights = adapter.sites[0]
         for row in range(start, end if weights is not None else start):
             assert weights is not None
-            for part in weights.slices:
-                a = weights.a[part.rank_start : part.rank_end].double()
+            dense = weights.dense()
+            for part in dense.slices:
+                a = dense.a[part.rank_start : part.rank_end].double()
                 expected[row, part.out_start : part.out_end] += part.b.double() @ (a @ x[row].double())
     return expected
 
@@ -70,15 +75,17 @@ def test_mixed_ranks_modules_and_lengths_in_one_batch(
 ) -> None:
     torch.manual_seed(0)
     x, y = torch.randn(190, in_features).to(dtype), torch.randn(190, 12).to(dtype)
-    runs = [
-        LoraRun(1, 2, make_adapter((8, 8), in_features, dtype)),
-        LoraRun(2, 5, make_adapter((3, 0), in_features, dtype)),
-        LoraRun(5, 7, make_adapter((0, 0), in_features, dtype)),
-        LoraRun(7, 90, make_adapter((4, 4), in_features, dtype)),  # Longer than what goes row by row.
-        LoraRun(95, 190, make_adapter((0, 5), in_features, dtype)),
-    ]
+    adapters = {
+        (1, 2): make_adapter((8, 8), in_features, dtype),
+        (2, 5): make_adapter((3, 0), in_features, dtype),
+        (5, 7): make_adapter((0, 0), in_features, dtype),
+        (7, 90): make_adapter((4, 4), in_features, dtype),  # Longer than what goes row by row.
+        (95, 190): make_adapter((0, 5), in_features, dtype),
+    }
     kernels = make_kernels(form, dtype)
-    before, expected = y.clone(), lora_by_row(x, y, runs)
+    before = y.clone()
+    expected = lora_by_row(x, y, [LoraRun(*ends, adapter) for ends, adapter in adapters.items()])
+    runs = [LoraRun(*ends, adapter.packed(kernels)) for ends, adapter in adapters.items()]
     kernels.add_lora(x, y, kernels.plan_lora(runs), 0)
     torch.testing.assert_close(y.double(), expected, atol=tolerance, rtol=tolerance)
     assert torch.equal(y[[0, 5, 6, 90, 94]], before[[0, 5, 6, 90, 94]])

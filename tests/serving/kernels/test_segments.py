@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lorafleet_serving.kernels.lora_table import Ints, address_table
-from lorafleet_serving.kernels.segments import LoraWeights, find_runs, segments_at
+from lorafleet_serving.kernels.lora_weights import LoraWeights
+from lorafleet_serving.kernels.segments import find_runs, segments_at
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorafleet_serving.kernels.segments import LoraRun, LoraSlice, LoraWeights
+from lorafleet_serving.kernels.lora_weights import LoraSlice, LoraWeights
+from lorafleet_serving.kernels.segments import LoraRun
 from lorafleet_serving.kernels.weight_format import WeightFormat
 from lorafleet_serving.kernels.weights import quantize
 from lorafleet_serving.layers.linear import LoraLinear

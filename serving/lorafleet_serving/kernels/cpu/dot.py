@@ -1,4 +1,4 @@
-"""Dot products inside compiled operators, by blocks that fit the registers: of fp32 rows with rows of any elements."""
+"""Dot products inside compiled operators, by blocks that fit the registers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lorafleet_serving.kernels.cpu.element import compiled, widen
+from lorafleet_serving.kernels.cpu.element import compiled, inlined, widen
+from lorafleet_serving.kernels.cpu.lanes import add_products
 
 
 @compiled
@@ -57,3 +58,10 @@ def dot_4_by_2(x0: Any, x1: Any, x2: Any, x3: Any, a0: Any, a1: Any, v: Any) -> 
         s31 += x3[k] * w1
     v[0, 0], v[0, 1], v[1, 0], v[1, 1] = s00, s01, s10, s11
     v[2, 0], v[2, 1], v[3, 0], v[3, 1] = s20, s21, s30, s31
+
+
+@inlined
+def add_four_products(s: Any, x: Any, a: Any) -> Any:
+    """s[j] + x . a[j], of vectors of pairs."""
+    s0, s1 = add_products(s[0], x, a[0]), add_products(s[1], x, a[1])
+    return s0, s1, add_products(s[2], x, a[2]), add_products(s[3], x, a[3])

@@ -20,9 +20,11 @@ from lorafleet_serving.kernels.cpu.element import TAGS
 from lorafleet_serving.kernels.cpu.lanes import HAS_PAIR_PRODUCTS
 from lorafleet_serving.kernels.cpu.layers import CompiledLayers
 from lorafleet_serving.kernels.cpu.packed import OneDnnWeight, PackedInt4, PackedInt8, PackedNf4
+from lorafleet_serving.kernels.cpu.packed_lora import pack_sites
 from lorafleet_serving.kernels.cpu.plans import CompiledPrefill, CpuAttentionPlan, CpuLoraPlan
 from lorafleet_serving.kernels.geometry import LayerCache, Span, StepGeometry
 from lorafleet_serving.kernels.lora_table import NUM_RANKS, Ints
+from lorafleet_serving.kernels.lora_weights import LoraWeights, PackedLora
 from lorafleet_serving.kernels.nf4 import Nf4Weight
 from lorafleet_serving.kernels.operators import Activation, ChainedLayers, LayerParts, Rotation
 from lorafleet_serving.kernels.packed_weight import DenseWeight, PackedWeight
@@ -107,6 +109,10 @@ class CpuKernels:
         if isinstance(weight, Nf4Weight):
             return PackedNf4.of(weight)
         return self._pack_dense(weight.values)
+
+    def pack_lora(self, sites: Sequence[LoraWeights | None]) -> Sequence[PackedLora | None]:
+        """In panels, where the processor multiplies pairs of bf16."""
+        return pack_sites(sites) if self._has_pairs else sites
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """In one pass over the row."""

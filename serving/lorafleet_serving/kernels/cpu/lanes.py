@@ -89,6 +89,16 @@ def load_codes(_: Any, row: Any, first: Any) -> Any:
 
 
 @intrinsic
+def load_sums(_: Any, row: Any, first: Any) -> Any:
+    """Elements `first` to `first + 15` of a one-dimensional array of fp32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(_place(context, builder, signature, arguments, _SUMS_IR), align=4)
+
+    return _sums(row, first), generate
+
+
+@intrinsic
 def store_sums(_: Any, row: Any, first: Any, sums: Any) -> Any:
     """Write elements `first` to `first + 15` of a one-dimensional array of fp32."""
     return types.void(row, first, sums), _storing(_SUMS_IR, align=4)

@@ -14,9 +14,9 @@ from numba import prange, types
 from numba.extending import overload
 
 from lorafleet_serving.kernels import lora_table
-from lorafleet_serving.kernels.cpu import lora_pairs
+from lorafleet_serving.kernels.cpu import lora_panels
 from lorafleet_serving.kernels.cpu.dot import dot, dot_1_by_4, dot_4_by_2, widened
-from lorafleet_serving.kernels.cpu.element import Tag, compiled, compiled_parallel, fetch, matrix, narrow, widen
+from lorafleet_serving.kernels.cpu.element import Tag, compiled, compiled_parallel, matrix, narrow, widen
 from lorafleet_serving.kernels.cpu.lanes import HAS_PAIR_PRODUCTS, NUM_ELEMENTS
 from lorafleet_serving.kernels.lora_table import Ints
 
@@ -57,27 +57,14 @@ def _add_unit(tag: Tag, x: int, y: int, in_features: int, out_features: int, uni
     if entry[lora_table.NUM_SLICES] == 0:
         return
     first, last, num_ranks = unit[0], unit[1], entry[lora_table.NUM_RANKS]
-    _fetch(entry, in_features, tag)
     v = np.empty((last - first, num_ranks), dtype=np.float32)
-    a = matrix(entry[lora_table.A], num_ranks, in_features, tag)
-    _shrink(tag, matrix(x, last, in_features, tag)[first:last], a, v)
+    _shrink(tag, matrix(x, last, in_features, tag)[first:last], entry[lora_table.A], v)
     target = matrix(y, last, out_features, tag)[first:last]
     for part in range(entry[lora_table.NUM_SLICES]):
-        _expand(tag, v, entry[lora_table.SLICES + part * lora_table.SLICE_WIDTH :], target)
+        _expand_slice(tag, v, entry[lora_table.SLICES + part * lora_table.SLICE_WIDTH :], target)
 
 
-@compiled
-def _fetch(entry: Any, in_features: int, tag: Tag) -> None:
-    """Send for an adapter's weights at a site, all at once: to wait for one part after the other would take longer."""
-    fetch(matrix(entry[lora_table.A], 1, entry[lora_table.NUM_RANKS] * in_features, tag)[0])
-    for number in range(entry[lora_table.NUM_SLICES]):
-        part = entry[lora_table.SLICES + number * lora_table.SLICE_WIDTH :]
-        num_ranks = part[lora_table.LAST_RANK] - part[lora_table.FIRST_RANK]
-        num_outs = part[lora_table.LAST_OUT] - part[lora_table.FIRST_OUT]
-        fetch(matrix(part[lora_table.B], 1, num_ranks * num_outs, tag)[0])
-
-
-def _shrink(tag: Tag, x: Any, a: Any, v: Any) -> None:
+def _shrink(tag: Tag, x: Any, a: int, v: Any) -> None:
     """v = x A.T in fp32."""
     raise NotImplementedError(tag)  # Compiled code takes what `_shrink_of` chooses in its place.
 
@@ -85,31 +72,44 @@ def _shrink(tag: Tag, x: Any, a: Any, v: Any) -> None:
 @overload(_shrink, strict=False)
 def _shrink_of(tag: Any, x: Any, a: Any, v: Any) -> Any:
     if tag == types.uint16 and HAS_PAIR_PRODUCTS:
-        return lambda tag, x, a, v: lora_pairs.shrink(x, a, v)
-    return lambda tag, x, a, v: _shrink_widened(widened(x), a, v)
+        return lambda tag, x, a, v: lora_panels.shrink(x, matrix(a, 1, v.shape[1] * x.shape[1], tag)[0], v)
+    return lambda tag, x, a, v: _shrink_widened(widened(x), matrix(a, v.shape[1], x.shape[1], tag), v)
 
 
-def _expand(tag: Tag, v: Any, part: Any, y: Any) -> None:
-    """Add one merged module's outputs: y[:, outs] += v[:, ranks] B.T, rescaled, all in fp32 and rounded once."""
+@compiled
+def _expand_slice(tag: Tag, v: Any, part: Any, y: Any) -> None:
+    """Add one merged module's outputs."""
+    first, last = part[lora_table.FIRST_OUT], part[lora_table.LAST_OUT]
+    ranked = v[:, part[lora_table.FIRST_RANK] : part[lora_table.LAST_RANK]]
+    if part[lora_table.GAIN]:
+        gain = matrix(part[lora_table.GAIN], 1, last - first, np.float32(0))[0]
+        offset = matrix(part[lora_table.OFFSET], 1, last - first, np.float32(0))[0]
+        _expand(tag, ranked, part[lora_table.B], y[:, first:last], (gain, offset))
+    else:
+        _expand(tag, ranked, part[lora_table.B], y[:, first:last], ())
+
+
+def _expand(tag: Tag, v: Any, b: int, y: Any, scales: Any) -> None:
+    """y += v B.T, rescaled where there are scales, all in fp32 and rounded once."""
     raise NotImplementedError(tag)  # Compiled code takes what `_expand_of` chooses in its place.
 
 
 @overload(_expand, strict=False)
-def _expand_of(tag: Any, v: Any, part: Any, y: Any) -> Any:
+def _expand_of(tag: Any, v: Any, b: Any, y: Any, scales: Any) -> Any:
     if tag == types.uint16 and HAS_PAIR_PRODUCTS:
-        return lambda tag, v, part, y: _expand_by_pairs(tag, v, part, y)
-    return lambda tag, v, part, y: _expand_widened(tag, v, part, y)
+        return lambda tag, v, b, y, scales: _expand_panels(tag, v, b, y, scales)
+    return lambda tag, v, b, y, scales: _expand_widened(tag, v, matrix(b, v.shape[1], y.shape[1], tag), y, 0, scales)
 
 
 @compiled
-def _expand_by_pairs(tag: Tag, v: Any, part: Any, y: Any) -> None:
-    first, last = part[lora_table.FIRST_OUT], part[lora_table.LAST_OUT]
-    first_rank, last_rank = part[lora_table.FIRST_RANK], part[lora_table.LAST_RANK]
-    if part[lora_table.GAIN] == 0 and (last - first) % NUM_ELEMENTS == 0:
-        b = matrix(part[lora_table.B], last_rank - first_rank, last - first, tag)
-        lora_pairs.expand(v[:, first_rank:last_rank], b, y[:, first:last])
-    else:
-        _expand_widened(tag, v, part, y)
+def _expand_panels(tag: Tag, v: Any, b: int, y: Any, scales: Any) -> None:
+    num_ranks, whole = v.shape[1], y.shape[1] // NUM_ELEMENTS * NUM_ELEMENTS
+    num_elements = num_ranks * whole
+    lora_panels.expand(v, matrix(b, 1, num_elements, tag)[0], y[:, :whole], scales)
+    if whole < y.shape[1]:
+        # The rest lies behind the panels, rank by rank.
+        rest = matrix(b + num_elements * y.itemsize, num_ranks, y.shape[1] - whole, tag)
+        _expand_widened(tag, v, rest, y[:, whole:], whole, scales)
 
 
 @compiled
@@ -136,33 +136,24 @@ def _shrink_widened(x: Any, a: Any, v: Any) -> None:
 
 
 @compiled
-def _expand_widened(tag: Tag, v: Any, part: Any, y: Any) -> None:
-    first, last = part[lora_table.FIRST_OUT], part[lora_table.LAST_OUT]
-    num_ranks = part[lora_table.LAST_RANK] - part[lora_table.FIRST_RANK]
-    b = matrix(part[lora_table.B], num_ranks, last - first, tag)
-    total = np.empty(last - first, dtype=np.float32)
-    is_rescaled = part[lora_table.GAIN] != 0
-    # Without rescaling these are addresses of B, which are not read.
-    gain = matrix(part[lora_table.GAIN] if is_rescaled else part[lora_table.B], 1, last - first, np.float32(0))[0]
-    offset = matrix(part[lora_table.OFFSET] if is_rescaled else part[lora_table.B], 1, last - first, np.float32(0))[0]
+def _expand_widened(tag: Tag, v: Any, b: Any, y: Any, first: int, scales: Any) -> None:
+    """The scales are those of all outputs, of which y begins with the first."""
+    num_ranks = v.shape[1]
+    total = np.empty(y.shape[1], dtype=np.float32)
     for row in range(v.shape[0]):
-        out = y[row, first:last]
         for c in range(total.shape[0]):
-            total[c] = widen(out[c])
-        factors = v[row, part[lora_table.FIRST_RANK] : part[lora_table.LAST_RANK]]
+            total[c] = widen(y[row, c])
         rank = 0
         while rank + 4 <= num_ranks:
-            _accumulate_4(total, factors[rank : rank + 4], b[rank], b[rank + 1], b[rank + 2], b[rank + 3])
+            _accumulate_4(total, v[row, rank : rank + 4], b[rank], b[rank + 1], b[rank + 2], b[rank + 3])
             rank += 4
         for rest in range(rank, num_ranks):
-            factor, ranked = factors[rest], b[rest]
+            factor, ranked = v[row, rest], b[rest]
             for c in range(total.shape[0]):
                 total[c] += factor * widen(ranked[c])
-        if is_rescaled:
-            for c in range(total.shape[0]):
-                total[c] = gain[c] * total[c] + offset[c]
+        _rescale(total, first, scales)
         for c in range(total.shape[0]):
-            out[c] = narrow(total[c], tag)
+            y[row, c] = narrow(total[c], tag)
 
 
 @compiled
@@ -170,3 +161,18 @@ def _accumulate_4(total: Any, factors: Any, b0: Any, b1: Any, b2: Any, b3: Any) 
     f0, f1, f2, f3 = factors[0], factors[1], factors[2], factors[3]
     for c in range(total.shape[0]):
         total[c] += f0 * widen(b0[c]) + f1 * widen(b1[c]) + f2 * widen(b2[c]) + f3 * widen(b3[c])
+
+
+def _rescale(total: Any, first: int, scales: Any) -> None:
+    raise NotImplementedError(scales)  # Compiled code takes what `_rescale_of` chooses in its place.
+
+
+@overload(_rescale, strict=False)
+def _rescale_of(total: Any, first: Any, scales: Any) -> Any:
+    return _rescale_by if len(scales) else lambda total, first, scales: None
+
+
+def _rescale_by(total: Any, first: int, scales: Any) -> None:
+    gain, offset = scales
+    for c in range(total.shape[0]):
+        total[c] = gain[first + c] * total[c] + offset[first + c]

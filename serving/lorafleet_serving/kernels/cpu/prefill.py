@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numba import prange
 
+from lorafleet_serving.kernels.cpu.dot import add_four_products
 from lorafleet_serving.kernels.cpu.element import compiled, compiled_parallel, fetch, inlined, matrix, narrow
 from lorafleet_serving.kernels.cpu.exponential import exponential
 from lorafleet_serving.kernels.cpu.lanes import (
     NUM_ELEMENTS,
     NUM_SUMS,
-    add_products,
     load_pairs,
     no_sums,
     paired_high,
@@ -215,12 +215,6 @@ def _store(sums: Any, total: Any, target: Any) -> None:
         target[column] = narrow(sums[column] * factor, _BF16)
 
 
-@inlined
-def _four_products(s: Any, value: Any, panel: Any) -> Any:
-    s0, s1 = add_products(s[0], value, panel[0]), add_products(s[1], value, panel[1])
-    return s0, s1, add_products(s[2], value, panel[2]), add_products(s[3], value, panel[3])
-
-
 @compiled
 def _multiply(x: Any, panel: Any, num_pairs: int, y: Any, first: int) -> None:
     """y[i, first : first + 64] = x[i] . panel, for four rows of pairs."""
@@ -229,10 +223,10 @@ def _multiply(x: Any, panel: Any, num_pairs: int, y: Any, first: int) -> None:
         at = pair * 2 * _PANEL
         low = load_pairs(panel, at), load_pairs(panel, at + NUM_ELEMENTS)
         part = (*low, load_pairs(panel, at + 2 * NUM_ELEMENTS), load_pairs(panel, at + 3 * NUM_ELEMENTS))
-        s0 = _four_products(s0, repeated_pair(x[0, pair]), part)
-        s1 = _four_products(s1, repeated_pair(x[1, pair]), part)
-        s2 = _four_products(s2, repeated_pair(x[2, pair]), part)
-        s3 = _four_products(s3, repeated_pair(x[3, pair]), part)
+        s0 = add_four_products(s0, repeated_pair(x[0, pair]), part)
+        s1 = add_four_products(s1, repeated_pair(x[1, pair]), part)
+        s2 = add_four_products(s2, repeated_pair(x[2, pair]), part)
+        s3 = add_four_products(s3, repeated_pair(x[3, pair]), part)
     _store_four(y[0], first, s0)
     _store_four(y[1], first, s1)
     _store_four(y[2], first, s2)

@@ -15,11 +15,13 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from lorafleet_serving.kernels.cpu.element import TAGS
+from lorafleet_serving.kernels.cpu.kernels import CpuKernels
 from lorafleet_serving.kernels.cpu.lanes import HAS_PAIR_PRODUCTS
 from lorafleet_serving.kernels.cpu.lora import add_lora, units_of
 from lorafleet_serving.kernels.lora_table import address_table
+from lorafleet_serving.kernels.lora_weights import LoraSlice, LoraWeights, PackedLora, Rescale
 from lorafleet_serving.kernels.reference import add_segment
-from lorafleet_serving.kernels.segments import LoraSegment, LoraSlice, LoraWeights
+from lorafleet_serving.kernels.segments import LoraSegment
 
 IN_FEATURES = 72
 OUT_FEATURES = (64, 24, 32)
@@ -41,8 +43,13 @@ def make_weights(ranks: Sequence[int], dtype: torch.dtype = torch.float32, seed:
     return LoraWeights(a.to(dtype), tuple(slices)) if slices else None
 
 
+def pack(dtype: torch.dtype, sites: Sequence[LoraWeights | None]) -> Sequence[PackedLora | None]:
+    return CpuKernels(dtype).pack_lora(sites)
+
+
 def run_lora(x: Tensor, y: Tensor, runs: Sequence[tuple[int, int, LoraWeights | None]]) -> None:
-    table = np.concatenate([address_table([weights]) for _, _, weights in runs])
+    packed = pack(x.dtype, [weights for _, _, weights in runs])
+    table = np.concatenate([address_table([weights]) for weights in packed])
     units = units_of([(start, end) for start, end, _ in runs])
     add_lora(TAGS[x.dtype], x.data_ptr(), y.data_ptr(), x.shape[1], y.shape[1], units, table)
 
@@ -78,6 +85,21 @@ def test_every_mixture_of_ranks_rows_and_modules_is_as_in_torch(
     run_lora(x, y, runs)
     torch.testing.assert_close(y.float(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     assert torch.equal(y[:gap], before[:gap])
+
+
+@pytest.mark.parametrize("dtype", list(TAGS))
+def test_outputs_are_rescaled_with_the_adapter(dtype: torch.dtype) -> None:
+    weights = make_weights((3, 8, 1), dtype)
+    assert weights is not None
+    slices = [
+        part._replace(rescale=Rescale(torch.rand(part.b.shape[0]) + 0.5, torch.randn(part.b.shape[0])))
+        for part in weights.slices[:2]
+    ]
+    weights = LoraWeights(weights.a, (*slices, weights.slices[2]))
+    x, y = torch.randn(7, IN_FEATURES).to(dtype), torch.randn(7, sum(OUT_FEATURES)).to(dtype)
+    wanted = expected_lora(x.float(), y.float(), [(0, 7, _in_fp32(weights))])
+    run_lora(x, y, [(0, 7, weights)])
+    torch.testing.assert_close(y.float(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("rank", [64, 256])
@@ -125,6 +147,7 @@ def test_nothing_to_add_changes_no_element() -> None:
 
 _ELSEWHERE = """
 import pytest, sys
+from lorafleet_serving.kernels.cpu.kernels import CpuKernels
 from lorafleet_serving.kernels.cpu.lanes import HAS_PAIR_PRODUCTS
 assert not HAS_PAIR_PRODUCTS
 chosen = "large_ranks or not_finite or nothing_to_add"
