@@ -7,35 +7,59 @@ depend on x, so that y = g * (W x + bias + B A x) + (1 - g) * bias.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from lorafleet_serving.exceptions import AdapterRefusal
-from lorafleet_serving.kernels.lora_weights import LoraSlice, Rescale
+from lorafleet_serving.kernels.lora_weights import LoraSlice, LoraWeights, Rescale
 from lorafleet_serving.layers.linear import LoraLinear
 
+Project = Callable[[LoraLinear, Tensor], Tensor]
+"""`LoraLinear.project`, which only the thread of the base model's kernels may call: another hands it over."""
 
-def rescale(name: str, magnitudes: Tensor, a: Tensor, part: LoraSlice, linear: LoraLinear) -> Rescale:
-    """Gain and offset of a module.
+
+class Magnitudes(NamedTuple):
+    """What DoRA learned of a module, m."""
+
+    name: str
+    """For errors."""
+    values: Tensor
+    """[out_features]"""
+
+
+def rescaled(site: LoraWeights, magnitudes: Sequence[Magnitudes], linear: LoraLinear, project: Project) -> LoraWeights:
+    """The weights at a site, with gain and offset of each module.
 
     Args:
-        name: name of the magnitudes, for errors.
-        magnitudes: m, [out_features].
-        a: A of the module, [rank, in_features].
-        part: the module's slice of the site, with its scaled B.
+        site: with scaled B.
+        magnitudes: by slice of the site.
         linear: the base model's layer.
+        project: the layer's product.
 
     Raises:
         AdapterRefusal: a magnitude is not finite, or a row has no length.
     """
-    outputs = slice(part.out_start, part.out_end)
-    b = part.b.to(linear.row_norms.device).float()
+    # Of all modules in one product, which reads the weight that they share once.
+    projected = project(linear, site.a)
+    slices = (
+        part._replace(rescale=_rescale(learned, site.a, part, projected, linear))
+        for part, learned in zip(site.slices, magnitudes, strict=True)
+    )
+    return LoraWeights(site.a, tuple(slices))
+
+
+def _rescale(magnitudes: Magnitudes, a: Tensor, part: LoraSlice, projected: Tensor, linear: LoraLinear) -> Rescale:
+    outputs, ranks = slice(part.out_start, part.out_end), slice(part.rank_start, part.rank_end)
+    b = part.b.to(projected.device).float()
     # |W + B A|^2 = |W|^2 + 2 W.(B A) + |B A|^2 by row, without ever making the matrices.
-    crossed = (b * linear.project(a)[:, outputs].t()).sum(1)
-    wide = a.to(b.device).float()
+    crossed = (b * projected[ranks, outputs].t()).sum(1)
+    wide = a[ranks].to(b.device).float()
     squared = linear.row_norms[outputs].square() + 2 * crossed + ((b @ (wide @ wide.t())) * b).sum(1)
-    gain = magnitudes.to(b.device).float() / squared.sqrt()
+    gain = magnitudes.values.to(b.device).float() / squared.sqrt()
     if not bool(torch.isfinite(gain).all()):
-        raise AdapterRefusal(f"adapter tensor {name} gives factors that are not finite")
+        raise AdapterRefusal(f"adapter tensor {magnitudes.name} gives factors that are not finite")
     bias = torch.zeros_like(gain) if linear.bias is None else linear.bias[outputs].float()
     return Rescale(gain.to(a.device), ((1 - gain) * bias).to(a.device))

@@ -6,18 +6,17 @@ PEFT must not answer at all. Knows nothing of registries and tiers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lorafleet_contract.digest import CONFIG_FILE, WEIGHTS_FILE
-from lorafleet_serving.adapters.dora import rescale
+from lorafleet_serving.adapters.dora import Magnitudes, Project, rescaled
 from lorafleet_serving.adapters.lora_config import LoraConfig
 from lorafleet_serving.adapters.tensor_check import (
     CheckedTensors,
@@ -29,7 +28,7 @@ from lorafleet_serving.adapters.tensor_check import (
 )
 from lorafleet_serving.adapters.tensor_header import read_header
 from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge, NoRoom
-from lorafleet_serving.kernels.lora_table import Ints, address_table
+from lorafleet_serving.kernels.lora_table import AddressTable, address_table
 from lorafleet_serving.kernels.lora_weights import LoraSlice, LoraWeights, PackedLora
 from lorafleet_serving.layers.adapter_base import AdapterBase
 from lorafleet_serving.layers.embedding import EmbeddingLora
@@ -51,8 +50,8 @@ class AdapterWeights:
         return embedding + sum(weights.num_bytes for weights in self.sites if weights is not None)
 
     @cached_property
-    def addresses(self) -> Ints:
-        """Where the tensors lie, by site."""
+    def addresses(self) -> AddressTable:
+        """Where the tensors lie."""
         return address_table(self.sites)
 
     @property
@@ -72,42 +71,36 @@ class AdapterWeights:
         )
 
 
-class _Magnitudes(NamedTuple):
-    """What DoRA learned of a module, before it is known what that does to the base model's rows."""
-
-    name: str
-    values: Tensor
-    """[out_features]"""
-
-
 @dataclass(frozen=True)
 class StagedAdapter:
-    """An adapter as it was read; what is left is done with the base model's kernels, which one thread may enter."""
+    """An adapter folder whose names, shapes and size are checked; its tensors have yet to be read."""
 
-    weights: AdapterWeights
-    magnitudes: Mapping[int, Sequence[_Magnitudes]]
-    """Of DoRA, by site; one for each slice."""
+    digest: str
+    file: Path
+    config: LoraConfig
+    checked: CheckedTensors
+    dtype: torch.dtype
+    """Number format of the base model."""
 
-    def finish(self, base: AdapterBase) -> AdapterWeights:
-        """The adapter, ready to be multiplied with.
+    def finish(self, base: AdapterBase, project: Project = LoraLinear.project) -> AdapterWeights:
+        """Read the tensors. Site by site: no more than one lies in memory beside what stays.
+
+        Args:
+            base: the base model.
+            project: multiplies with it, for DoRA; once for each site.
 
         Raises:
-            AdapterRefusal: a magnitude is not finite, or a row has no length.
+            AdapterRefusal: the tensors are damaged or hostile, or with the base model's weights they give factors that
+                are not finite.
         """
-        if not self.magnitudes:
-            return self.weights
-        sites = [None if site is None else site.dense() for site in self.weights.sites]
-        for index, magnitudes in self.magnitudes.items():
-            site = sites[index]
-            assert site is not None, "magnitudes belong to a site that the adapter leaves alone"
-            slices = (
-                part._replace(
-                    rescale=rescale(*learned, site.a[part.rank_start : part.rank_end], part, base.linears[index])
-                )
-                for part, learned in zip(site.slices, magnitudes, strict=True)
-            )
-            sites[index] = LoraWeights(site.a, tuple(slices))
-        return AdapterWeights(self.weights.digest, tuple(base.kernels.pack_lora(sites)), self.weights.embedding)
+        try:
+            with safe_open(self.file, framework="pt", device="cpu") as file:
+                reader = _Reader(file.get_tensor, self.config, self.checked, self.dtype, project)
+                reader.check_tables(base)
+                sites = base.kernels.pack_lora(map(reader.site, base.linears), _num_elements(self.checked, base))
+                return AdapterWeights(self.digest, tuple(sites), reader.embedding(base))
+        except (OSError, SafetensorError) as error:
+            raise AdapterRefusal(f"adapter weights {self.file} cannot be read: {error}") from error
 
 
 def stage_adapter(
@@ -118,7 +111,7 @@ def stage_adapter(
     max_bytes: int,
     free_bytes: int | None = None,
 ) -> StagedAdapter:
-    """Read an adapter folder, as far as that can be done beside the steps.
+    """Check an adapter folder before any tensor is read.
 
     Args:
         digest: identity under which the adapter is served.
@@ -139,16 +132,7 @@ def stage_adapter(
     config.check_targets([*modules, base.embedding.module])
     checked = check_tensors(config, read_header(folder / WEIGHTS_FILE), base, dtype)
     _check_room(digest, checked.num_bytes, max_bytes, free_bytes)
-    try:
-        with safe_open(folder / WEIGHTS_FILE, framework="pt", device="cpu") as file:
-            reader = _Reader(file.get_tensor, config, checked, dtype)
-            reader.check_tables(base)
-            sites, magnitudes = [reader.site(linear) for linear in base.linears], reader.magnitudes(base)
-            # DoRA's own factors are made from the weights as they come: `finish` packs those.
-            packed = tuple(sites if magnitudes else base.kernels.pack_lora(sites))
-            return StagedAdapter(AdapterWeights(digest, packed, reader.embedding(base)), magnitudes)
-    except (OSError, SafetensorError) as error:
-        raise AdapterRefusal(f"adapter weights {folder / WEIGHTS_FILE} cannot be read: {error}") from error
+    return StagedAdapter(digest, folder / WEIGHTS_FILE, config, checked, dtype)
 
 
 def _require_weights(folder: Path) -> None:
@@ -170,16 +154,31 @@ def _check_room(digest: str, num_bytes: int, max_bytes: int, free_bytes: int | N
         )
 
 
+def _num_elements(checked: CheckedTensors, base: AdapterBase) -> int:
+    """Of A and B of all linear modules together."""
+    return sum(
+        checked.ranks.get(linear.site.module_name(position), 0) * (linear.site.in_features + out_features)
+        for linear in base.linears
+        for position, out_features in enumerate(linear.site.out_features)
+    )
+
+
 class _Reader:
     """Puts an adapter together from tensors whose names and shapes are checked."""
 
     def __init__(
-        self, take: Callable[[str], Tensor], config: LoraConfig, checked: CheckedTensors, dtype: torch.dtype
+        self,
+        take: Callable[[str], Tensor],
+        config: LoraConfig,
+        checked: CheckedTensors,
+        dtype: torch.dtype,
+        project: Project,
     ) -> None:
         self._take = take
         self._config = config
         self._checked = checked
         self._dtype = dtype
+        self._project = project
 
     def check_tables(self, base: AdapterBase) -> None:
         """Check that tables of the base model that came along are the base's own."""
@@ -215,19 +214,10 @@ class _Reader:
                 slices.append(LoraSlice(out_start, out_end, rank_start, rank_start + rank, b))
                 rank_start += rank
             out_start += out_features
-        return LoraWeights(torch.cat(stacked), tuple(slices)) if stacked else None
-
-    def magnitudes(self, base: AdapterBase) -> dict[int, list[_Magnitudes]]:
-        """What DoRA learned; empty for another method."""
-        if not self._config.dora:
-            return {}
-        found = {}
-        for index, linear in enumerate(base.linears):
-            modules = map(linear.site.module_name, range(len(linear.site.modules)))
-            names = [magnitude_key(module) for module in modules if self._checked.ranks.get(module)]
-            if names:
-                found[index] = [_Magnitudes(name, self._take(name)) for name in names]
-        return found
+        if not stacked:
+            return None
+        site = LoraWeights(torch.cat(stacked), tuple(slices))
+        return rescaled(site, self._magnitudes(linear), linear, self._project) if self._config.dora else site
 
     def embedding(self, base: AdapterBase) -> EmbeddingLora | None:
         """Weights at the token embedding."""
@@ -237,6 +227,12 @@ class _Reader:
         a = self._convert(embedding_key(module, "A"), 1.0)
         b = self._convert(embedding_key(module, "B"), self._config.scaling(module))
         return EmbeddingLora(a.t().contiguous(), b.t().contiguous())
+
+    def _magnitudes(self, linear: LoraLinear) -> list[Magnitudes]:
+        """What DoRA learned, by slice of the site."""
+        modules = map(linear.site.module_name, range(len(linear.site.modules)))
+        names = [magnitude_key(module) for module in modules if self._checked.ranks.get(module)]
+        return [Magnitudes(name, self._take(name)) for name in names]
 
     def _convert(self, name: str, factor: float) -> Tensor:
         # Scaled before it is rounded, so that only one rounding happens.

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 
+from lorafleet_serving.adapters.dora import Project
 from lorafleet_serving.adapters.slots import DeviceSlots
-from lorafleet_serving.adapters.weights import AdapterWeights, StagedAdapter, stage_adapter
+from lorafleet_serving.adapters.weights import AdapterWeights, stage_adapter
 from lorafleet_serving.layers.adapter_base import AdapterBase
+from lorafleet_serving.layers.linear import LoraLinear
 
 
 class AdapterPool:
@@ -50,7 +52,7 @@ class AdapterPool:
         """Read and admit an adapter; returns its size in bytes. Loading it again costs nothing.
 
         Raises:
-            AdapterRefusal, NoRoom: as `read` and `admit` do.
+            AdapterRefusal, NoRoom: as `read` does.
         """
         num_bytes = self.keep(digest)
         return self.admit(self.read(digest, folder, self.free_host_bytes)) if num_bytes is None else num_bytes
@@ -62,23 +64,21 @@ class AdapterPool:
         self._leaving.discard(digest)
         return self._host[digest].num_bytes
 
-    def read(self, digest: str, folder: Path, free_bytes: int) -> StagedAdapter:
-        """Read an adapter that is to be admitted. Touches nothing that a step does: another thread may do it.
+    def read(self, digest: str, folder: Path, free_bytes: int, project: Project = LoraLinear.project) -> AdapterWeights:
+        """Read an adapter that is to be admitted.
+
+        Touches nothing that a step does, but for what `project` does: another thread may do the rest.
 
         Raises:
             AdapterRefusal: its contents are wrong or not served, or it is larger than a tier (`AdapterTooLarge`).
             NoRoom: it is larger than `free_bytes`.
         """
         largest = min(self._host_bytes, self._slots.budget_bytes)
-        return stage_adapter(digest, folder, self._base, self._dtype, largest, free_bytes)
+        staged = stage_adapter(digest, folder, self._base, self._dtype, largest, free_bytes)
+        return staged.finish(self._base, project)
 
-    def admit(self, staged: StagedAdapter) -> int:
-        """Take over an adapter for which there was room when it was read; returns its size in bytes.
-
-        Raises:
-            AdapterRefusal: with the base model's weights its own give factors that are not finite.
-        """
-        weights = staged.finish(self._base)
+    def admit(self, weights: AdapterWeights) -> int:
+        """Take over an adapter for which there was room when it was read; returns its size in bytes."""
         assert weights.digest not in self._host, f"adapter {weights.digest} was read while it was here"
         assert weights.num_bytes <= self.free_host_bytes, f"adapter {weights.digest} was admitted without room"
         self._host[weights.digest] = weights

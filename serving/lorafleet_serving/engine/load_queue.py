@@ -3,7 +3,8 @@
 Reading maps files, converts and scales tensors: all of it in a thread of its own. One adapter at a time, in the order
 of the asking, because what the next may take is known once this one has its place. Only torch's own operators run
 there, and never the kernels: numba ends a process in which two threads enter its parallel code at once, unless a
-library that not every machine has keeps them apart.
+library that not every machine has keeps them apart. What needs them is handed to the engine's thread, one product at a
+time, so that its steps wait for no more than one.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from lorafleet_serving.adapters.weights import StagedAdapter
+from lorafleet_serving.adapters.weights import AdapterWeights
 from lorafleet_serving.engine.adapter_pool import AdapterPool
 from lorafleet_serving.engine.messages import AdapterLoaded, AdapterRefused
 from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, NoRoom
+from lorafleet_serving.layers.linear import LoraLinear
 
 _logger = logging.getLogger(__name__)
 
@@ -38,18 +43,36 @@ class _Order(NamedTuple):
     free_bytes: int
 
 
+class Projection(NamedTuple):
+    """A product with a weight of the base model, for which the reader waits."""
+
+    linear: LoraLinear
+    rows: Tensor
+    product: Future[Tensor]
+
+    def compute(self) -> None:
+        """Let the reader have it, or what went wrong."""
+        try:
+            self.product.set_result(self.linear.project(self.rows))
+        except Exception as error:
+            self.product.set_exception(error)
+
+
+_Read = AdapterWeights | AdapterRefusal | NoRoom | FetchFailed
+
+
 class ReadEnded(NamedTuple):
-    """What came of reading an adapter."""
+    """What came of reading an adapter, or what must be computed before it goes on."""
 
     digest: str
-    result: StagedAdapter | AdapterRefusal | NoRoom | FetchFailed
+    result: _Read | Projection
 
 
 class LoadQueue:
     """Loads that have not ended.
 
-    `on_read` is told from another thread that an adapter was read, and has it handed to `take` in the engine's own;
-    `send` is told what became of each load.
+    `on_read` is told from another thread what came of reading, and has it handed to `take` in the engine's own; `send`
+    is told what became of each load.
     """
 
     def __init__(
@@ -69,7 +92,7 @@ class LoadQueue:
 
     @property
     def reading_s(self) -> float | None:
-        """For how long the adapter that is being read has been; None while none is."""
+        """For how long nothing has come of the adapter that is being read; None while none is."""
         return None if self._began_at is None else time.monotonic() - self._began_at
 
     def add(self, digest: str, folder: Path) -> None:
@@ -79,10 +102,16 @@ class LoadQueue:
             self._begin_next()
 
     def take(self, read: ReadEnded) -> None:
-        """End the load of an adapter that was read, and begin the next."""
-        self._began_at = None
-        self._send(self._admitted(read))
-        self._begin_next()
+        """End the load of an adapter that was read, and begin the next; or compute what the reader asks for."""
+        match read.result:
+            case Projection() as asked:
+                # A reader that waits for the steps does not hang.
+                self._began_at = time.monotonic()
+                asked.compute()
+            case result:
+                self._began_at = None
+                self._send(self._admitted(read.digest, result))
+                self._begin_next()
 
     def _begin_next(self) -> None:
         while self._waiting and self._began_at is None:
@@ -98,15 +127,13 @@ class LoadQueue:
             self._send(AdapterLoaded(digest, num_bytes))
         return num_bytes is not None
 
-    def _admitted(self, read: ReadEnded) -> AdapterLoaded | AdapterRefused:
-        if not isinstance(read.result, StagedAdapter):
-            return AdapterRefused(read.digest, read.result)
+    def _admitted(self, digest: str, result: _Read) -> AdapterLoaded | AdapterRefused:
+        if not isinstance(result, AdapterWeights):
+            return AdapterRefused(digest, result)
         try:
-            return AdapterLoaded(read.digest, self._adapters.admit(read.result))
-        except AdapterRefusal as error:
-            return AdapterRefused(read.digest, error)
+            return AdapterLoaded(digest, self._adapters.admit(result))
         except Exception as error:
-            return AdapterRefused(read.digest, _unforeseen(read.digest, error))
+            return AdapterRefused(digest, _unforeseen(digest, error))
 
     def _read_all(self) -> None:
         # Of this thread, and of those that begin to use torch later; the cores belong to the steps.
@@ -117,8 +144,9 @@ class LoadQueue:
             self._on_read(self._read(self._orders.get()))
 
     def _read(self, order: _Order) -> ReadEnded:
+        project = partial(self._project, order.digest)
         try:
-            return ReadEnded(order.digest, self._adapters.read(order.digest, order.folder, order.free_bytes))
+            return ReadEnded(order.digest, self._adapters.read(*order, project))
         except (AdapterRefusal, NoRoom) as error:
             if not order.folder.is_dir():
                 return ReadEnded(order.digest, FetchFailed("its files have left the disk tier meanwhile"))
@@ -126,6 +154,11 @@ class LoadQueue:
             return ReadEnded(order.digest, error.with_traceback(None))
         except Exception as error:
             return ReadEnded(order.digest, _unforeseen(order.digest, error))
+
+    def _project(self, digest: str, linear: LoraLinear, rows: Tensor) -> Tensor:
+        asked = Projection(linear, rows, Future())
+        self._on_read(ReadEnded(digest, asked))
+        return asked.product.result()
 
 
 def _unforeseen(digest: str, error: Exception) -> FetchFailed:

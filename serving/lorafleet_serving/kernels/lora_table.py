@@ -7,6 +7,7 @@ their own ranks, and a step's table is put together by stacking rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -23,6 +24,14 @@ MAX_SLICES = 3
 ROW_WIDTH = SLICES + MAX_SLICES * SLICE_WIDTH
 
 
+class LoraLayout(Enum):
+    """Orders in which A and B may lie at their addresses; which it is, addresses do not tell."""
+
+    BY_RANK = auto()
+    PANELS = auto()
+    """As `cpu.packed_lora` brings them."""
+
+
 class SliceRow(NamedTuple):
     """Columns of a slice, in their order."""
 
@@ -35,29 +44,55 @@ class SliceRow(NamedTuple):
     offset: int
 
     @property
+    def num_ranks(self) -> int:
+        """Of B."""
+        return self.last_rank - self.first_rank
+
+    @property
+    def num_outs(self) -> int:
+        """Of B."""
+        return self.last_out - self.first_out
+
+    @property
     def num_elements(self) -> int:
         """Of B."""
-        return (self.last_rank - self.first_rank) * (self.last_out - self.first_out)
+        return self.num_ranks * self.num_outs
 
 
 class Placed(Protocol):
     """An adapter's weights at a site."""
+
+    @property
+    def layout(self) -> LoraLayout:
+        """The order in which they lie."""
+        ...
 
     def address_row(self) -> Ints:
         """Where they lie, as `address_row` puts it."""
         ...
 
 
-def address_table(sites: Sequence[Placed | None]) -> Ints:
-    """Rows of one adapter by site: [num_sites, ROW_WIDTH], zeros where it leaves the site alone.
+class AddressTable(NamedTuple):
+    """Where the weights of one adapter lie, and what a step asks of all its sites together."""
 
-    The adapter's tensors must outlive the table.
-    """
-    table = np.zeros((len(sites), ROW_WIDTH), dtype=np.int64)
-    for row, weights in zip(table, sites, strict=True):
-        if weights is not None:
-            row[:] = weights.address_row()
-    return table
+    rows: Ints
+    """[num_sites, ROW_WIDTH], zeros where the adapter leaves the site alone"""
+    layout: LoraLayout | None
+    """None where it leaves all sites alone."""
+    mean_rank: float
+    """Ranks of a site, of all sites."""
+
+
+def address_table(sites: Sequence[Placed | None]) -> AddressTable:
+    """Addresses of one adapter by site; its tensors must outlive the table."""
+    rows = np.zeros((len(sites), ROW_WIDTH), dtype=np.int64)
+    placed = [(row, weights) for row, weights in zip(rows, sites, strict=True) if weights is not None]
+    for row, weights in placed:
+        row[:] = weights.address_row()
+    layouts = {weights.layout for _, weights in placed}
+    assert len(layouts) <= 1, "some sites of an adapter were packed and others were not"
+    mean_rank = float(rows[:, NUM_RANKS].sum()) / max(1, len(sites))
+    return AddressTable(rows, next(iter(layouts), None), mean_rank)
 
 
 def address_row(a: int, num_ranks: int, slices: Sequence[SliceRow]) -> Ints:

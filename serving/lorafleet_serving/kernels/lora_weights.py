@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lorafleet_serving.kernels.lora_table import Ints, SliceRow, address_row
+from lorafleet_serving.kernels.lora_table import Ints, LoraLayout, SliceRow, address_row
 
 
 class Rescale(NamedTuple):
@@ -70,6 +70,11 @@ class PackedLora(Protocol):
         """Where the tensors lie."""
         ...
 
+    @property
+    def layout(self) -> LoraLayout:
+        """The order in which they lie."""
+        ...
+
     def to(self, device: torch.device) -> PackedLora:
         """The same on a device."""
         ...
@@ -97,6 +102,11 @@ class LoraWeights:
         return self.a.shape[0]
 
     @property
+    def num_elements(self) -> int:
+        """Of A and of B."""
+        return self.a.numel() + sum(part.b.numel() for part in self.slices)
+
+    @property
     def num_bytes(self) -> int:
         """Memory of the tensors."""
         return self.a.nbytes + sum(part.num_bytes for part in self.slices)
@@ -105,6 +115,11 @@ class LoraWeights:
     def device(self) -> torch.device:
         """Where the tensors lie."""
         return self.a.device
+
+    @property
+    def layout(self) -> LoraLayout:
+        """As they come."""
+        return LoraLayout.BY_RANK
 
     def dense(self) -> LoraWeights:
         """These."""

@@ -5,7 +5,7 @@ A step is planned once, by the form that computes it; the layers hand the plans 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
@@ -98,8 +98,11 @@ class Kernels(Protocol):
         """The weight of a linear layer, ready to be multiplied by."""
         ...
 
-    def pack_lora(self, sites: Sequence[LoraWeights | None]) -> Sequence[PackedLora | None]:
-        """The weights of an adapter by site, ready to be multiplied by. Any thread may ask."""
+    def pack_lora(self, sites: Iterable[LoraWeights | None], num_elements: int) -> Sequence[PackedLora | None]:
+        """The weights of an adapter by site, ready to be multiplied by. Any thread may ask.
+
+        A site is let go of before the next is asked for. Of A and B, all sites together have `num_elements`.
+        """
         ...
 
     def chain(self, layers: Sequence[LayerParts]) -> ChainedLayers | None:

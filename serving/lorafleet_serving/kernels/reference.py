@@ -5,7 +5,7 @@ No operator knows of requests or adapters' names: rows, slots and segments come 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -45,9 +45,9 @@ class ReferenceKernels:
         """Written out, whatever the form."""
         return DenseWeight(weight.dense())
 
-    def pack_lora(self, sites: Sequence[LoraWeights | None]) -> Sequence[LoraWeights | None]:
+    def pack_lora(self, sites: Iterable[LoraWeights | None], num_elements: int) -> Sequence[LoraWeights | None]:
         """As they are."""
-        return sites
+        return tuple(sites)
 
     def chain(self, layers: Sequence[LayerParts]) -> None:
         """Layer by layer."""

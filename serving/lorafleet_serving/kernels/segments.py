@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from lorafleet_serving.kernels.lora_table import AddressTable
 from lorafleet_serving.kernels.lora_weights import LoraWeights, PackedLora
 
 
@@ -24,8 +22,8 @@ class AdapterSites(Protocol):
         ...
 
     @property
-    def addresses(self) -> NDArray[np.int64]:
-        """Where the tensors lie, as `lora_table.address_table` tells it."""
+    def addresses(self) -> AddressTable:
+        """Where the tensors lie."""
         ...
 
 

@@ -1,16 +1,22 @@
-"""Tokens of every kind of adapter against PEFT, all in one batch, under every pressure that may not change them."""
+"""Every kind of adapter against PEFT: logits in bf16, and tokens under every pressure that may not change them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from lorafleet_serving.engine.config import DType, EngineConfig
 from lorafleet_serving.engine.engine import Engine
 from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
-from tests.serving.random_model import VOCAB_SIZE, peft_answers, write_adapter, write_llama
+from tests.serving.forward import Forward
+from tests.serving.kernels.forms import FORMS, make_kernels
+from tests.serving.random_model import VOCAB_SIZE, peft_answers, quiet_peft, write_adapter, write_llama
 
 NUM_TOKENS = 40
 BLOCK_BYTES = 2 * 2 * 2 * 8 * 4 * 4
@@ -24,9 +30,14 @@ KINDS: dict[str, dict[str, object]] = {
     "head": {"target_modules": ["q_proj", "lm_head"]},
     "dora-head": {"target_modules": ["down_proj", "lm_head"], "use_dora": True},
     "embedding": {"target_modules": ["v_proj", "embed_tokens"]},
+    "wide": {"r": 256, "lora_alpha": 64},
 }
 PROMPTS = [[(7 * i + k) % VOCAB_SIZE for i in range(21)] for k in (1, 2)]
 ROOMY, NARROW = 700, 33
+NUM_PAIRS = 16
+"""Of texts: the largest error of few is chance, that of one is twice PEFT's as often as it is half."""
+STEPS = ([70, 9], [71, 10], [80, 11], [81, 12], [82, 13], [90, 17])
+"""Ends of a pair: prefill, decode, a chunk behind a cached context beside a decode, and decodes alone."""
 
 
 @pytest.fixture(scope="module", params=[{}, {"tie_word_embeddings": True}], ids=["apart", "tied"])
@@ -82,3 +93,70 @@ def test_tokens_equal_peft_in_a_mixed_batch(
         assert answers[request.request_id] == expected[request.adapter][int(number)], request.request_id
     assert (engine.stats().num_preemptions > 0) == (num_blocks == NARROW)
     engine.check_integrity()
+
+
+def _texts() -> list[Tensor]:
+    """By their place in a pair: [num_pairs, length]."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(VOCAB_SIZE, (NUM_PAIRS, length), generator=generator) for length in STEPS[-1]]
+
+
+class PeftLogits(NamedTuple):
+    """What PEFT computes: [num_steps, 2, num_pairs, vocab_size]."""
+
+    exact: Tensor
+    """In fp32."""
+    rounded: tuple[Tensor, ...]
+    """In bf16, by each way to compute attention: where a place is sensitive, one alone may be lucky."""
+
+
+@pytest.fixture(scope="module")
+def peft_logits(base: Path, adapters: Mapping[str, Path]) -> Mapping[str | None, PeftLogits]:
+    found: dict[str | None, PeftLogits] = {}
+    for kind in (None, *adapters):
+        folder = None if kind is None else adapters[kind]
+        exact = _theirs(base, folder, torch.float32, "sdpa")
+        rounded = tuple(_theirs(base, folder, torch.bfloat16, attention) for attention in ("sdpa", "eager"))
+        found[kind] = PeftLogits(exact, rounded)
+    return found
+
+
+def _theirs(base: Path, adapter: Path | None, dtype: torch.dtype, attention: str) -> Tensor:
+    """Logits at each end of each step."""
+    from peft import PeftModel
+
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation=attention)
+    if adapter is not None:
+        with quiet_peft():
+            model = PeftModel.from_pretrained(model, adapter)
+    with torch.inference_mode():
+        rows = [model(texts).logits for texts in _texts()]
+    steps = [[row[:, end - 1] for row, end in zip(rows, ends, strict=True)] for ends in STEPS]
+    return torch.stack([torch.stack(step) for step in steps])
+
+
+def _ours(forward: Forward, kinds: Sequence[str | None]) -> Tensor:
+    """The same of several kinds beside each other: [num_steps, num_kinds, 2, num_pairs, vocab_size]."""
+    texts = [text for texts in _texts() for text in texts.tolist()]
+    sequences = [forward.sequence(text, kind) for kind in kinds for text in texts]
+    steps = [[end for end in ends for _ in range(NUM_PAIRS)] * len(kinds) for ends in STEPS]
+    logits = torch.stack([forward.logits(sequences, ends) for ends in steps])
+    return logits.view(len(STEPS), len(kinds), 2, NUM_PAIRS, -1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kinds", [*([kind] for kind in KINDS), [None, *KINDS]], ids=[*KINDS, "mixed"])
+def test_bf16_is_as_near_to_fp32_as_peft_is(
+    base: Path,
+    adapters: Mapping[str, Path],
+    peft_logits: Mapping[str | None, PeftLogits],
+    kinds: Sequence[str | None],
+    form: str,
+) -> None:
+    folders = {kind: adapters[kind] for kind in kinds if kind is not None}
+    forward = Forward(base, folders, make_kernels(form, torch.bfloat16), torch.bfloat16)
+    for kind, ours in zip(kinds, _ours(forward, kinds).unbind(1), strict=True):
+        exact, rounded = peft_logits[kind]
+        error, theirs = (ours - exact).abs(), [(logits - exact).abs() for logits in rounded]
+        assert error.mean() <= 2 * min(other.mean() for other in theirs), kind
+        assert error.max() <= 2 * max(other.max() for other in theirs), kind

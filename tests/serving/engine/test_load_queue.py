@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
 import pytest
 import torch
+from torch import Tensor
 
-from lorafleet_serving.adapters.weights import StagedAdapter
+from lorafleet_serving.adapters.dora import Project
+from lorafleet_serving.adapters.weights import AdapterWeights
 from lorafleet_serving.engine.adapter_pool import AdapterPool
-from lorafleet_serving.engine.load_queue import LoadQueue, ReadEnded
+from lorafleet_serving.engine.load_queue import LoadQueue, Projection, ReadEnded
 from lorafleet_serving.engine.messages import AdapterLoaded, AdapterRefused
 from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, NoRoom
+from lorafleet_serving.layers.linear import LoraLinear
 from lorafleet_serving.models.registry import LanguageModel, load_model
 from tests.serving.random_model import write_adapter, write_llama
 
@@ -49,12 +53,12 @@ class SlowPool(AdapterPool):
         self.began: SimpleQueue[str] = SimpleQueue()
         self.error: Exception | None = None
 
-    def read(self, digest: str, folder: Path, free_bytes: int) -> StagedAdapter:
+    def read(self, digest: str, folder: Path, free_bytes: int, project: Project = LoraLinear.project) -> AdapterWeights:
         self.began.put(digest)
         assert self.allowed.acquire(timeout=_LIMIT_S)
         if self.error is not None:
             raise self.error
-        return super().read(digest, folder, free_bytes)
+        return super().read(digest, folder, free_bytes, project)
 
 
 class Loads:
@@ -81,9 +85,21 @@ class Loads:
 
     def take(self) -> Ends:
         """Let one be read, take it, and tell what has ended since."""
-        self.queue.take(self.allow())
-        self.pool.check_integrity()
+        self.finish(self.allow())
         return self.drain()
+
+    def finish(self, read: ReadEnded) -> None:
+        """Compute what is asked for until the adapter is read."""
+        while isinstance(read.result, Projection):
+            read = self.go_on(read)
+        self.queue.take(read)
+        self.pool.check_integrity()
+
+    def go_on(self, read: ReadEnded) -> ReadEnded:
+        """Compute what is asked for, and wait for what comes next."""
+        self.queue.take(read)
+        self.pool.check_integrity()
+        return self._read.get(timeout=_LIMIT_S)
 
     def drain(self) -> Ends:
         found = list(self.ends)
@@ -197,6 +213,86 @@ def test_what_only_the_base_models_weights_show_is_refused_and_holds_up_no_other
     assert "not finite" in str(refused.error)
     (loaded,) = loads.take()
     assert isinstance(loaded, AdapterLoaded)
+
+
+@pytest.fixture
+def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sites whose weights were multiplied with, all in the thread of the steps."""
+    found: list[int] = []
+    project = LoraLinear.project
+
+    def watched(linear: LoraLinear, rows: Tensor) -> Tensor:
+        assert threading.current_thread() is threading.main_thread()
+        found.append(linear.site.index)
+        return project(linear, rows)
+
+    monkeypatch.setattr(LoraLinear, "project", watched)
+    return found
+
+
+def test_the_steps_wait_for_one_product_of_an_adapter_at_a_time(loads: Loads, multiplied: list[int]) -> None:
+    loads.add("dora")
+    read = loads.allow()
+    for site in range(8):
+        assert multiplied == [*range(site)], "a site's modules have one product together"
+        read = loads.go_on(read)
+    assert not loads.drain()
+    loads.queue.take(read)
+    assert loads.drain() == [AdapterLoaded("dora", loads.pool.keep("dora") or 0)]
+    assert multiplied == [*range(8)]
+
+
+def test_an_adapter_that_waits_for_the_steps_is_not_read_too_long(loads: Loads) -> None:
+    loads.add("dora")
+    read = loads.allow()
+    taken_at = time.monotonic()
+    loads.queue.take(read)
+    assert (loads.queue.reading_s or 0.0) <= time.monotonic() - taken_at
+
+
+def test_an_adapter_is_the_same_whichever_thread_multiplies(loads: Loads, folders: dict[str, Path]) -> None:
+    loads.add("dora")
+    loads.take()
+    assert loads.pool.acquire("dora")
+    loads.pool.allowed.release()
+    direct = loads.pool.read("dora", folders["dora"], 1 << 20)
+    for site, other in zip(loads.pool.weights("dora").sites, direct.sites, strict=True):
+        if site is not None and other is not None:
+            assert torch.equal(site.dense().a, other.dense().a)
+            for part, twin in zip(site.dense().slices, other.dense().slices, strict=True):
+                assert part.rescale is not None
+                assert twin.rescale is not None
+                assert torch.equal(part.rescale.gain, twin.rescale.gain)
+
+
+def test_an_adapter_of_which_a_part_is_computed_may_be_unloaded_and_asked_for_again(loads: Loads) -> None:
+    loads.add("dora", "first")
+    read = loads.go_on(loads.allow())
+    assert loads.pool.unload("dora"), "what is not there yet need not leave"
+    loads.add("dora")
+    loads.finish(read)
+    assert [end.digest for end in loads.drain()] == ["dora"]
+    assert [end.digest for end in loads.take()] == ["first", "dora"]
+    assert loads.pool.began.qsize() == 2, "it was read twice"
+
+
+def test_a_product_that_fails_ends_one_load_and_no_other(
+    loads: Loads, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(linear: LoraLinear, rows: Tensor) -> Tensor:
+        raise MemoryError("none is left")
+
+    loads.add("dora", "first")
+    with monkeypatch.context() as patched:
+        patched.setattr(LoraLinear, "project", failing)
+        (refused,) = loads.take()
+    assert isinstance(refused, AdapterRefused)
+    assert isinstance(refused.error, FetchFailed)
+    assert "none is left" in str(refused.error)
+    assert caplog.records
+    assert [end.digest for end in loads.take()] == ["first"]
+    loads.add("dora")
+    assert [type(end) for end in loads.take()] == [AdapterLoaded]
 
 
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="elsewhere a thread cannot step back by itself")

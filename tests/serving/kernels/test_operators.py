@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lorafleet_serving.kernels.geometry import LayerCache, Span, StepGeometry
-from lorafleet_serving.kernels.lora_table import Ints, address_table
+from lorafleet_serving.kernels.lora_table import AddressTable, address_table
 from lorafleet_serving.kernels.lora_weights import LoraSlice, LoraWeights, PackedLora
 from lorafleet_serving.kernels.operators import Activation, Kernels, Rotation
 from lorafleet_serving.kernels.segments import LoraRun
@@ -35,11 +35,12 @@ class Adapter:
     sites: tuple[PackedLora | None, ...]
 
     @cached_property
-    def addresses(self) -> Ints:
+    def addresses(self) -> AddressTable:
         return address_table(self.sites)
 
     def packed(self, kernels: Kernels) -> Adapter:
-        return Adapter(tuple(kernels.pack_lora([None if site is None else site.dense() for site in self.sites])))
+        sites = [None if site is None else site.dense() for site in self.sites]
+        return Adapter(tuple(kernels.pack_lora(sites, sum(site.num_elements for site in sites if site is not None))))
 
 
 def make_adapter(ranks: tuple[int, int], in_features: int, dtype: torch.dtype) -> Adapter:

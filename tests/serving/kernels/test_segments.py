@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from lorafleet_serving.kernels.lora_table import Ints, address_table
+from lorafleet_serving.kernels.lora_table import AddressTable, address_table
 from lorafleet_serving.kernels.lora_weights import LoraWeights
 from lorafleet_serving.kernels.segments import find_runs, segments_at
 
@@ -13,7 +13,7 @@ from lorafleet_serving.kernels.segments import find_runs, segments_at
 @dataclass(frozen=True, eq=False)
 class Adapter:
     sites: tuple[LoraWeights | None, ...]
-    addresses: Ints = field(default_factory=lambda: address_table([]))
+    addresses: AddressTable = field(default_factory=lambda: address_table([]))
 
 
 def make_weights() -> LoraWeights:

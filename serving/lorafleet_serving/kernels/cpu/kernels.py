@@ -6,7 +6,7 @@ processor does not multiply pairs of bf16.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numba
@@ -23,7 +23,7 @@ from lorafleet_serving.kernels.cpu.packed import OneDnnWeight, PackedInt4, Packe
 from lorafleet_serving.kernels.cpu.packed_lora import pack_sites
 from lorafleet_serving.kernels.cpu.plans import CompiledPrefill, CpuAttentionPlan, CpuLoraPlan
 from lorafleet_serving.kernels.geometry import LayerCache, Span, StepGeometry
-from lorafleet_serving.kernels.lora_table import NUM_RANKS, Ints
+from lorafleet_serving.kernels.lora_table import Ints, LoraLayout
 from lorafleet_serving.kernels.lora_weights import LoraWeights, PackedLora
 from lorafleet_serving.kernels.nf4 import Nf4Weight
 from lorafleet_serving.kernels.operators import Activation, ChainedLayers, LayerParts, Rotation
@@ -62,6 +62,7 @@ class CpuKernels:
         self._tag = TAGS[dtype]
         self._packs = dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self._has_pairs = dtype is torch.bfloat16 and HAS_PAIR_PRODUCTS
+        self._layout = LoraLayout.PANELS if self._has_pairs else LoraLayout.BY_RANK
         self._packed = torch.empty(0, dtype=dtype)
         """Where the context of a prefill is brought into panels; grows with the longest."""
         numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
@@ -87,8 +88,12 @@ class CpuKernels:
 
     def plan_lora(self, runs: Sequence[LoraRun]) -> CpuLoraPlan:
         """One table for all sites."""
+        # Addresses alone do not tell: in another order the weights would be multiplied by as numbers all the same.
+        assert all(run.adapter.addresses.layout in (None, self._layout) for run in runs), (
+            f"an adapter's weights do not lie as {self._layout}: bring them through `pack_lora` of these kernels"
+        )
         short = [run for run in runs if self._is_compiled(run)]
-        tables = [run.adapter.addresses for run in short]
+        tables = [run.adapter.addresses.rows for run in short]
         return CpuLoraPlan(
             units=lora.units_of([(run.start, run.end) for run in short]),
             tables=np.stack(tables, axis=1) if tables else np.empty((0, 0, 0), dtype=np.int64),
@@ -110,9 +115,9 @@ class CpuKernels:
             return PackedNf4.of(weight)
         return self._pack_dense(weight.values)
 
-    def pack_lora(self, sites: Sequence[LoraWeights | None]) -> Sequence[PackedLora | None]:
+    def pack_lora(self, sites: Iterable[LoraWeights | None], num_elements: int) -> Sequence[PackedLora | None]:
         """In panels, where the processor multiplies pairs of bf16."""
-        return pack_sites(sites) if self._has_pairs else sites
+        return pack_sites(sites, num_elements) if self._has_pairs else tuple(sites)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """In one pass over the row."""
@@ -198,7 +203,7 @@ class CpuKernels:
         num_rows = run.end - run.start
         if num_rows < lora.LONG_RUN or not self._has_pairs:
             return num_rows < lora.LONG_RUN
-        return bool(num_rows * run.adapter.addresses[:, NUM_RANKS].mean() <= _PAIRS_WORK)
+        return num_rows * run.adapter.addresses.mean_rank <= _PAIRS_WORK
 
     def _pack_dense(self, weight: Tensor) -> PackedWeight:
         return OneDnnWeight.of(weight) if self._packs else DenseWeight(weight)

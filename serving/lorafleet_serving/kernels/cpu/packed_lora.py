@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lorafleet_serving.kernels.cpu.lanes import NUM_ELEMENTS, NUM_SUMS
 from lorafleet_serving.kernels.cpu.lora_panels import RANK_GROUP
-from lorafleet_serving.kernels.lora_table import NUM_RANKS, Ints, SliceRow, address_row, slices_of
+from lorafleet_serving.kernels.lora_table import NUM_RANKS, Ints, LoraLayout, address_row, slices_of
 from lorafleet_serving.kernels.lora_weights import LoraSlice, LoraWeights, PackedLora, Rescale
 
 
@@ -45,101 +45,118 @@ class LoraPanels:
         """Where the tensors lie."""
         return self.lying.device
 
+    @property
+    def layout(self) -> LoraLayout:
+        """These panels."""
+        return LoraLayout.PANELS
+
     def to(self, device: torch.device) -> PackedLora:
         """Only the CPU reads panels."""
         return self if device == self.device else self.dense().to(device)
 
     def dense(self) -> LoraWeights:
         """Written out anew."""
-        found = slices_of(self.row)
-        sizes = [part.num_elements for part in found]
-        a, *lying = torch.split(self.lying, [self.lying.shape[0] - sum(sizes), *sizes])
-        slices = (
-            LoraSlice(part.first_out, part.last_out, part.first_rank, part.last_rank, _b_of(panels, part).t(), rescale)
-            for part, panels, rescale in zip(found, lying, self.rescales, strict=True)
-        )
-        return LoraWeights(_a_of(a, self.num_ranks), tuple(slices))
+        a_panels, *b_panels = _split(self.lying, self.row)
+        a = self.lying.new_empty(self.num_ranks, a_panels.shape[0] // self.num_ranks)
+        for piece, panels in _a_pieces(a, a_panels):
+            piece.copy_(panels)
+        slices = []
+        for part, lying, rescale in zip(slices_of(self.row), b_panels, self.rescales, strict=True):
+            b = lying.new_empty(part.num_ranks, part.num_outs)
+            for piece, panels in _b_pieces(b, lying):
+                piece.copy_(panels)
+            ends = (part.first_out, part.last_out, part.first_rank, part.last_rank)
+            slices.append(LoraSlice(*ends, b.t(), rescale))
+        return LoraWeights(a, tuple(slices))
 
     def address_row(self) -> Ints:
         """Known."""
         return self.row
 
 
-def pack_sites(sites: Sequence[LoraWeights | None]) -> Sequence[LoraPanels | None]:
-    """Bring an adapter's sites into panels."""
-    parts = [[] if weights is None else list(_panels(weights)) for weights in sites]
-    sizes = [sum(part.shape[0] for part in site) for site in parts]
-    if not any(sizes):
-        return [None] * len(sites)
-    pieces = torch.split(torch.cat([part for site in parts for part in site]), sizes)
-    placed = zip(sites, pieces, strict=True)
-    return [None if weights is None else _placed(weights, piece) for weights, piece in placed]
+def pack_sites(sites: Iterable[LoraWeights | None], num_elements: int) -> Sequence[LoraPanels | None]:
+    """Bring an adapter's sites into panels, each before the next is asked for.
+
+    Args:
+        sites: in the order in which they are read.
+        num_elements: of A and B of all sites together.
+    """
+    room = _Room(num_elements)
+    # `map` lets go of a site before it asks for the next: no more than one lies in memory beside the panels.
+    packed = list(map(room.pack, sites))
+    assert room.num_left == 0, f"{room.num_left} of {num_elements} elements came with no site"
+    return packed
 
 
-def _placed(weights: LoraWeights, lying: Tensor) -> LoraPanels:
+class _Room:
+    """Memory for all of an adapter's panels, filled from its beginning."""
+
+    def __init__(self, num_elements: int) -> None:
+        self._left = torch.empty(num_elements, dtype=torch.bfloat16)
+
+    @property
+    def num_left(self) -> int:
+        """Elements of which nothing was brought into panels."""
+        return self._left.shape[0]
+
+    def pack(self, weights: LoraWeights | None) -> LoraPanels | None:
+        """Take a site's part."""
+        if weights is None:
+            return None
+        assert weights.a.dtype is self._left.dtype, f"panels hold {self._left.dtype}, and not {weights.a.dtype}"
+        lying, self._left = torch.tensor_split(self._left, [weights.num_elements])
+        row = _row(weights, lying)
+        a_panels, *b_panels = _split(lying, row)
+        for piece, panels in _a_pieces(weights.a, a_panels):
+            panels.copy_(piece)
+        for part, b in zip(weights.slices, b_panels, strict=True):
+            for piece, panels in _b_pieces(part.b.t(), b):
+                panels.copy_(piece)
+        return LoraPanels(lying, row, tuple(part.rescale for part in weights.slices))
+
+
+def _row(weights: LoraWeights, lying: Tensor) -> Ints:
     place = lying.data_ptr() + weights.a.nbytes
     rows = []
     for part in weights.slices:
         rows.append(part.row(place))
         place += part.b.nbytes
-    row = address_row(lying.data_ptr(), weights.num_ranks, rows)
-    return LoraPanels(lying, row, tuple(part.rescale for part in weights.slices))
+    return address_row(lying.data_ptr(), weights.num_ranks, rows)
 
 
-def _panels(weights: LoraWeights) -> Iterator[Tensor]:
-    yield from _a_panels(weights.a)
-    for part in weights.slices:
-        yield from _b_panels(part.b.t())
+def _split(lying: Tensor, row: Ints) -> Sequence[Tensor]:
+    """The panels of A and those of each B."""
+    sizes = [part.num_elements for part in slices_of(row)]
+    return torch.split(lying, [lying.shape[0] - sum(sizes), *sizes])
 
 
-def _a_panels(a: Tensor) -> Iterator[Tensor]:
-    """[num_ranks, in_features] in panels, one behind the other."""
+Pieces = Iterator[tuple[Tensor, Tensor]]
+"""Pieces of a matrix, each beside the piece of the panels where the same elements lie, in one shape."""
+
+
+def _a_pieces(a: Tensor, lying: Tensor) -> Pieces:
+    """[num_ranks, in_features]"""
     num_ranks, whole = a.shape[0], _whole(a.shape[1])
     for rank in range(0, num_ranks, RANK_GROUP):
         group = a[rank : rank + RANK_GROUP, :whole]
-        yield group.reshape(group.shape[0], whole // NUM_ELEMENTS, NUM_ELEMENTS).transpose(0, 1).flatten()
-    yield a[:, whole:].flatten()
+        shape = (group.shape[0], whole // NUM_ELEMENTS, NUM_ELEMENTS)
+        panel = lying[rank * whole :][: group.numel()].view(shape[1], shape[0], NUM_ELEMENTS)
+        yield group.view(shape), panel.transpose(0, 1)
+    yield a[:, whole:], lying[num_ranks * whole :].view(num_ranks, a.shape[1] - whole)
 
 
-def _a_of(lying: Tensor, num_ranks: int) -> Tensor:
-    in_features = lying.shape[0] // num_ranks
-    a, whole = lying.new_empty(num_ranks, in_features), _whole(in_features)
-    for rank in range(0, num_ranks, RANK_GROUP):
-        group = a[rank : rank + RANK_GROUP, :whole]
-        panel = lying[rank * whole :][: group.numel()]
-        group.copy_(panel.view(whole // NUM_ELEMENTS, group.shape[0], NUM_ELEMENTS).transpose(0, 1).flatten(1))
-    a[:, whole:] = lying[num_ranks * whole :].view(num_ranks, in_features - whole)
-    return a
-
-
-def _b_panels(b: Tensor) -> Iterator[Tensor]:
-    """[num_ranks, num_outs] in panels, one behind the other."""
+def _b_pieces(b: Tensor, lying: Tensor) -> Pieces:
+    """[num_ranks, num_outs]"""
     num_ranks, whole = b.shape[0], _whole(b.shape[1])
     num_panels, num_pairs = whole // NUM_ELEMENTS, num_ranks // 2
-    panels = b.new_empty(num_panels, num_ranks, NUM_ELEMENTS)
-    pairs = _pairs(panels, num_pairs)
-    pairs.copy_(b[: 2 * num_pairs, :whole].reshape(num_pairs, 2, num_panels, 2, NUM_SUMS).permute(2, 0, 3, 4, 1))
+    panels = lying[: num_ranks * whole].view(num_panels, num_ranks, NUM_ELEMENTS)
+    # By panels, pairs of ranks, halves of the outputs, outputs, and the two of a pair.
+    paired = panels[:, : 2 * num_pairs].view(num_panels, num_pairs, 2, NUM_SUMS, 2)
+    beside = b[: 2 * num_pairs, :whole].view(num_pairs, 2, num_panels, 2, NUM_SUMS)
+    yield beside, paired.permute(1, 4, 0, 2, 3)
     if num_ranks % 2:
-        panels[:, -1] = b[-1, :whole].view(num_panels, NUM_ELEMENTS)
-    yield panels.flatten()
-    yield b[:, whole:].flatten()
-
-
-def _b_of(lying: Tensor, part: SliceRow) -> Tensor:
-    num_ranks, num_outs = part.last_rank - part.first_rank, part.last_out - part.first_out
-    b, whole = lying.new_empty(num_ranks, num_outs), _whole(num_outs)
-    num_pairs = num_ranks // 2
-    panels = lying[: num_ranks * whole].view(whole // NUM_ELEMENTS, num_ranks, NUM_ELEMENTS)
-    b[: 2 * num_pairs, :whole] = _pairs(panels, num_pairs).permute(1, 4, 0, 2, 3).reshape(2 * num_pairs, whole)
-    if num_ranks % 2:
-        b[-1, :whole] = panels[:, -1].flatten()
-    b[:, whole:] = lying[num_ranks * whole :].view(num_ranks, num_outs - whole)
-    return b
-
-
-def _pairs(panels: Tensor, num_pairs: int) -> Tensor:
-    """What lies by pairs, by outputs, pairs of ranks, halves of the outputs, outputs, and the two of a pair."""
-    return panels[:, : 2 * num_pairs].view(panels.shape[0], num_pairs, 2, NUM_SUMS, 2)
+        yield b[-1, :whole].view(num_panels, NUM_ELEMENTS), panels[:, -1]
+    yield b[:, whole:], lying[num_ranks * whole :].view(num_ranks, b.shape[1] - whole)
 
 
 def _whole(num_columns: int) -> int:

@@ -21,11 +21,12 @@ from lorafleet_serving.kernels.cpu.lora import add_lora, units_of
 from lorafleet_serving.kernels.lora_table import address_table
 from lorafleet_serving.kernels.lora_weights import LoraSlice, LoraWeights, PackedLora, Rescale
 from lorafleet_serving.kernels.reference import add_segment
-from lorafleet_serving.kernels.segments import LoraSegment
+from lorafleet_serving.kernels.segments import LoraRun, LoraSegment
+from tests.serving.kernels.test_operators import Adapter
 
 IN_FEATURES = 72
-OUT_FEATURES = (64, 24, 32)
-"""Widths that vectors divide and one that they do not; the inputs leave a rest."""
+OUT_FEATURES = (80, 24, 32)
+"""Widths of whole vectors and a rest, of a rest alone, and of whole vectors alone; the inputs leave a rest."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 
 
@@ -43,13 +44,24 @@ def make_weights(ranks: Sequence[int], dtype: torch.dtype = torch.float32, seed:
     return LoraWeights(a.to(dtype), tuple(slices)) if slices else None
 
 
+def make_rescaled(ranks: Sequence[int], dtype: torch.dtype) -> LoraWeights:
+    """The same, two of its modules rescaled."""
+    weights = make_weights(ranks, dtype)
+    assert weights is not None
+    slices = [
+        part._replace(rescale=Rescale(torch.rand(part.b.shape[0]) + 0.5, torch.randn(part.b.shape[0])))
+        for part in weights.slices[:2]
+    ]
+    return LoraWeights(weights.a, (*slices, *weights.slices[2:]))
+
+
 def pack(dtype: torch.dtype, sites: Sequence[LoraWeights | None]) -> Sequence[PackedLora | None]:
-    return CpuKernels(dtype).pack_lora(sites)
+    return CpuKernels(dtype).pack_lora(sites, sum(site.num_elements for site in sites if site is not None))
 
 
 def run_lora(x: Tensor, y: Tensor, runs: Sequence[tuple[int, int, LoraWeights | None]]) -> None:
     packed = pack(x.dtype, [weights for _, _, weights in runs])
-    table = np.concatenate([address_table([weights]) for weights in packed])
+    table = np.concatenate([address_table([weights]).rows for weights in packed])
     units = units_of([(start, end) for start, end, _ in runs])
     add_lora(TAGS[x.dtype], x.data_ptr(), y.data_ptr(), x.shape[1], y.shape[1], units, table)
 
@@ -89,13 +101,7 @@ def test_every_mixture_of_ranks_rows_and_modules_is_as_in_torch(
 
 @pytest.mark.parametrize("dtype", list(TAGS))
 def test_outputs_are_rescaled_with_the_adapter(dtype: torch.dtype) -> None:
-    weights = make_weights((3, 8, 1), dtype)
-    assert weights is not None
-    slices = [
-        part._replace(rescale=Rescale(torch.rand(part.b.shape[0]) + 0.5, torch.randn(part.b.shape[0])))
-        for part in weights.slices[:2]
-    ]
-    weights = LoraWeights(weights.a, (*slices, weights.slices[2]))
+    weights = make_rescaled((3, 8, 1), dtype)
     x, y = torch.randn(7, IN_FEATURES).to(dtype), torch.randn(7, sum(OUT_FEATURES)).to(dtype)
     wanted = expected_lora(x.float(), y.float(), [(0, 7, _in_fp32(weights))])
     run_lora(x, y, [(0, 7, weights)])
@@ -110,6 +116,36 @@ def test_large_ranks_are_rounded_once(rank: int) -> None:
     run_lora(x, y, [(0, 5, weights)])
     # Half a unit in the last of eight bits, and what fp32 sums in another order.
     torch.testing.assert_close(y.float(), exact, rtol=2**-8 + 1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("is_rescaled", [False, True])
+def test_a_run_that_is_left_to_torch_is_written_out_first(is_rescaled: bool) -> None:
+    kernels = CpuKernels(torch.bfloat16)
+    ranks, num_rows = (64, 63, 64), 512
+    weights = make_rescaled(ranks, torch.bfloat16) if is_rescaled else make_weights(ranks, torch.bfloat16)
+    x, y = torch.randn(num_rows, IN_FEATURES).bfloat16(), torch.randn(num_rows, sum(OUT_FEATURES)).bfloat16()
+    exact = expected_lora(x.float(), y.float(), [(0, num_rows, _in_fp32(weights))])
+    plan = kernels.plan_lora([LoraRun(0, num_rows, Adapter(tuple(pack(torch.bfloat16, [weights]))))])
+    assert plan.long_runs
+    assert not plan.units.shape[0]
+    kernels.add_lora(x, y, plan, 0)
+    # Torch rounds x A.T, and of sums of 64 products of it those before they are rescaled.
+    torch.testing.assert_close(y.float(), exact, rtol=2**-6, atol=2**-2)
+
+
+@pytest.mark.skipif(not HAS_PAIR_PRODUCTS, reason="without pair products all weights lie alike")
+@pytest.mark.parametrize(("dtype", "is_packed"), [(torch.bfloat16, False), (torch.float32, True)])
+def test_weights_that_lie_as_other_kernels_read_them_are_refused(dtype: torch.dtype, is_packed: bool) -> None:
+    sites: Sequence[PackedLora | None] = [None, make_weights((8, 8, 8), torch.bfloat16)]
+    if is_packed:
+        sites = pack(torch.bfloat16, [site.dense() if site else None for site in sites])
+    with pytest.raises(AssertionError, match="pack_lora"):
+        CpuKernels(dtype).plan_lora([LoraRun(0, 1, Adapter(tuple(sites)))])
+
+
+@pytest.mark.parametrize("dtype", list(TAGS))
+def test_an_adapter_of_no_site_lies_in_any_order(dtype: torch.dtype) -> None:
+    assert CpuKernels(dtype).plan_lora([LoraRun(0, 1, Adapter((None, None)))]).tables.shape[:2] == (2, 1)
 
 
 def test_what_is_not_finite_stays_so() -> None:
