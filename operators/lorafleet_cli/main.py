@@ -40,6 +40,7 @@ COMMANDS = {
     "evaluate": _Entry("evaluate", "Evaluate a trained adapter against its base, and apply the gate."),
     "register": _Entry("register", "Register an evaluated adapter as a new version."),
     "promote": _Entry("promote", "Move an alias of an adapter to a version."),
+    "canary": _Entry("canary", "Have a challenger answer a share of an adapter's requests."),
     "rollback": _Entry("rollback", "Put the previous version of an adapter back."),
     "history": _Entry("history", "Show what was promoted when, and by whom."),
     "adapters": _Entry("adapters", "Show what the registry wants and what the pods serve."),

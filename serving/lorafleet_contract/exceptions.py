@@ -3,6 +3,7 @@
 ContractError
   + InvalidName          an adapter name or reference cannot be parsed
   + InvalidManifest      a manifest or report lacks a field or has one of the wrong type
+  + InvalidTag           a tag that people set holds something of another kind
   + InvalidTemplate      a prompt template cannot be parsed, or a variable is missing
   + SignatureInvalid     a signed document does not verify against the shared key
   + RegistryError        the registry answered with an error
@@ -23,6 +24,10 @@ class InvalidName(ContractError, ValueError):
 
 class InvalidManifest(ContractError, ValueError):
     """Raised when a manifest or report lacks a field or holds one of the wrong type."""
+
+
+class InvalidTag(ContractError, ValueError):
+    """Raised when a tag that people set cannot be read as what it is for; names the tag, the value and the limit."""
 
 
 class InvalidTemplate(ContractError, ValueError):

@@ -25,12 +25,26 @@ class VersionReport:
 
 
 @dataclass(frozen=True)
+class CanaryReport:
+    """The canary of one adapter in one pod."""
+
+    version: int
+    share: float
+    """Of the bare name's requests that the version answers while it is not stopped, 0 to 1."""
+    num_answers: int = 0
+    """Those of the version that came to an end."""
+    stopped: str | None = None
+    """Why the pod has stopped it."""
+
+
+@dataclass(frozen=True)
 class AdapterReport:
-    """One adapter name in one pod. `serving` is the version that the bare name reaches now."""
+    """One adapter name in one pod. `serving` is the version that the bare name reaches now, but for a canary."""
 
     name: str
     serving: int | None
     versions: tuple[VersionReport, ...] = ()
+    canary: CanaryReport | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,8 @@ class PodReport:
 
 def _adapter(data: Mapping[str, Any]) -> AdapterReport:
     versions = tuple(_version(item) for item in data["versions"])
-    return AdapterReport(name=data["name"], serving=data["serving"], versions=versions)
+    canary = data["canary"]
+    return AdapterReport(**{**data, "versions": versions, "canary": None if canary is None else CanaryReport(**canary)})
 
 
 def _version(data: Mapping[str, Any]) -> VersionReport:

@@ -1,6 +1,7 @@
 """Adapter names, and the ways in which a request may name an adapter.
 
-`name` (champion) | `name@alias` | `name:version` | `s3://...` or an absolute path | nothing (the base).
+`name` (champion, or a challenger that has a share) | `name@alias` | `name:version` | `s3://...` or an absolute path |
+nothing (the base).
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from lorafleet_contract.aliases import Alias
 from lorafleet_contract.exceptions import InvalidName
 
 MAX_NAME_LEN = 100
@@ -23,16 +23,16 @@ _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True)
 class NamedAdapter:
-    """An adapter of the registry, by alias or by version: exactly one of the two is set."""
+    """An adapter of the registry, by alias or by version; with neither, whatever serves under the bare name."""
 
     name: str
-    alias: str | None = Alias.CHAMPION
+    alias: str | None = None
     version: int | None = None
 
     def __str__(self) -> str:
         if self.version is not None:
             return f"{self.name}:{self.version}"
-        return self.name if self.alias == Alias.CHAMPION else f"{self.name}@{self.alias}"
+        return self.name if self.alias is None else f"{self.name}@{self.alias}"
 
 
 @dataclass(frozen=True)
@@ -92,5 +92,5 @@ def parse_reference(text: str) -> AdapterReference:
         is_number = version.isascii() and version.isdigit() and len(version) <= _MAX_VERSION_DIGITS
         if not is_number or int(version) < 1:
             raise InvalidName(f"version {version!r} in {text!r} is not a positive number: use name:version")
-        return NamedAdapter(check_adapter_name(name), alias=None, version=int(version))
+        return NamedAdapter(check_adapter_name(name), version=int(version))
     return NamedAdapter(check_adapter_name(text))

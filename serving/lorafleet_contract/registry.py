@@ -141,6 +141,10 @@ class RegistryClient:
         """Set a tag of a registered model."""
         self._call("POST", "registered-models/set-tag", body={"name": name, "key": key, "value": value})
 
+    def delete_model_tag(self, name: str, key: str) -> None:
+        """Remove a tag of a registered model; nothing happens where it has none of that key."""
+        self._call("DELETE", "registered-models/delete-tag", body={"name": name, "key": key})
+
     def set_version_tag(self, name: str, version: int, key: str, value: str) -> None:
         """Set a tag of a version."""
         body = {"name": name, "version": str(version), "key": key, "value": value}

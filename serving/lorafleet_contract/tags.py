@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
+from lorafleet_contract.exceptions import InvalidTag
+
 
 class Tag(StrEnum):
     """Tags of a registered model or of one of its versions."""
@@ -35,8 +37,26 @@ class Tag(StrEnum):
     # On the registered model.
     ROLLOUT_CANARY = "rollout.canary"
     """Share of live traffic, 0 to 1, that the challenger answers."""
+    ROLLOUT_STOPPED = "rollout.stopped"
+    """Why the last canary was ended; written by the controller, and removed when another begins."""
     CONTROLLER_OBSERVED = "controller.observed"
     """What the controller last saw, as JSON: it tells which changed last, stage or alias."""
+
+
+def canary_share(tags: Mapping[str, str]) -> float:
+    """Share of live traffic that a registered model's tags give its challenger; 0 where they say nothing.
+
+    Raises:
+        InvalidTag: the tag is no number from 0 to 1.
+    """
+    text = tags.get(Tag.ROLLOUT_CANARY) or "0"
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0.0 <= share <= 1.0:
+        raise InvalidTag(f"the tag {Tag.ROLLOUT_CANARY} is {text[:40]!r}, it must be a share from 0 to 1, such as 0.1")
+    return share
 
 
 def missing_adapter_tags(tags: Mapping[str, str]) -> list[str]:

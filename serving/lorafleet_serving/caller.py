@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, field, replace
 
 from lorafleet_serving.engine.request import ANONYMOUS, Tenant
 
@@ -17,3 +18,9 @@ class Caller:
     priority: int = 0
     deadline: float | None = None
     """When the caller gives up, on the clock of `time.monotonic`."""
+    goes_by: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
+    """What decides whether a canary answers: the same of the same user, or of the same key."""
+
+    def on_behalf_of(self, user: str | None) -> Caller:
+        """The caller with the user whom a request is for, where it names one."""
+        return self if not user else replace(self, goes_by=f"{self.tenant.name}/{user}")

@@ -82,6 +82,8 @@ class PodConfig:
     """Which adapter leaves the host tier for another."""
     room_limit_s: float = 30.0
     """How long an adapter waits for room in the host tier while all that is there is in use."""
+    canary_window_s: float = 300.0
+    """How far back answers are compared while a canary is on."""
     merged_idle_s: float = 600.0
     """How long a merged adapter is held after the last request for it."""
     admin_token: str | None = field(default=None, repr=False)
@@ -102,6 +104,7 @@ class PodConfig:
         _check("max_body_bytes", self.max_body_bytes, self.max_body_bytes >= 1024, "at least 1024")
         _check("max_merged_adapters", self.max_merged_adapters, self.max_merged_adapters >= 1, "at least 1")
         _check("room_limit_s", self.room_limit_s, self.room_limit_s >= 0, "at least 0")
+        _check("canary_window_s", self.canary_window_s, 1 <= self.canary_window_s <= 86400, "between 1 and 86400")
         _check("merged_idle_s", self.merged_idle_s, self.merged_idle_s > 0, "above 0")
         if self.registry is not None:
             _check("registry_url", self.registry.url, _is_url(self.registry.url), "an http:// or https:// address")
@@ -163,6 +166,7 @@ _SETTINGS = (
     _Setting(PodConfig, "max_merged_adapters", int, "merged adapters that are held at a time"),
     _Setting(PodConfig, "host_eviction", EvictionPolicy, "which adapter leaves the host tier first: lru, lfu or gdsf"),
     _Setting(PodConfig, "room_limit_s", float, "seconds that an adapter waits for room in the host tier"),
+    _Setting(PodConfig, "canary_window_s", float, "seconds over which a canary's answers are compared"),
     _Setting(PodConfig, "merged_idle_s", float, "seconds that a merged adapter is held unused"),
     _Setting(FetcherConfig, "cache_dir", Path, "folder of the disk tier"),
     _Setting(FetcherConfig, "s3_endpoint", str, "address of the S3 service; AWS unless set"),

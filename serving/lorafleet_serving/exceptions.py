@@ -10,6 +10,7 @@ ServingError
   + NoRoom               a tier is full of other adapters, which may pass
   + GenerationFailed     the engine gave up on a sequence
   + DeadlineExceeded     a request was not answered within the time that it allows
+  + ClientGone           a request's client has left before it was answered
   + BodyTooLong          a request's body is longer than the pod reads
   + UnknownAdapter       a request names an adapter or version that the pod does not know
   + AdapterWithdrawn     a request names a version that was withdrawn
@@ -67,6 +68,10 @@ class GenerationFailed(ServingError):
 
 class DeadlineExceeded(ServingError):
     """Raised when a request was not answered within the time that it allows."""
+
+
+class ClientGone(ServingError):
+    """Raised when a request's client has left before it was answered."""
 
 
 class BodyTooLong(ServingError):

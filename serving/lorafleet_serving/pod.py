@@ -20,6 +20,7 @@ from lorafleet_contract.exceptions import InvalidName
 from lorafleet_contract.names import AddressedAdapter, NamedAdapter, parse_reference
 from lorafleet_contract.registry import RegistryClient
 from lorafleet_serving.adapters.artifacts import Artifacts
+from lorafleet_serving.adapters.canary import AnswerWatch
 from lorafleet_serving.adapters.catalog import Catalog, CatalogVersion, ServedAdapter
 from lorafleet_serving.adapters.disk import lock_folder
 from lorafleet_serving.adapters.eviction import EvictionOrder
@@ -194,8 +195,10 @@ class Pod:
         if self._followed is not None:
             self._followed.watcher.nudge(name)
 
-    def resolve(self, text: str, *, names_versions: bool) -> CatalogVersion | None:
+    def resolve(self, text: str, caller: Caller, *, joins_canary: bool = True) -> CatalogVersion | None:
         """What a request's `model` or `adapter_id` reaches now; None is the base model.
+
+        `joins_canary` lets a challenger answer where one takes a share.
 
         Raises:
             UnknownAdapter, AdapterWithdrawn, AdapterNotReady: it cannot be served.
@@ -212,12 +215,12 @@ class Pod:
             raise UnknownAdapter(str(error)) from error
         if isinstance(reference, AddressedAdapter):
             raise Forbidden(f"{reference} is an address: register the adapter and ask it by name")
-        if reference.version is not None and not names_versions:
+        if reference.version is not None and not caller.names_versions:
             raise Forbidden(
                 f"{reference} names a version: that needs the admin token, or a key with the scope 'versions', "
                 f"ask {reference.name!r} instead"
             )
-        return self._resolve_named(reference)
+        return self._resolve_named(reference, caller.goes_by if joins_canary else None)
 
     async def load(self, adapter: CatalogVersion | MergedAdapter, caller: Caller) -> None:
         """Have an adapter in the engine for a request that has a lease on its digest.
@@ -227,9 +230,19 @@ class Pod:
         """
         assert self._followed is not None, "an adapter was found without a registry"
         if isinstance(adapter, MergedAdapter):
-            await self._followed.merged.load(adapter)
+            await self._followed.merged.load(adapter, caller.tenant)
         else:
             await self._followed.residency.load(adapter, caller.tenant)
+
+    def watch(self, version: ServedAdapter | None, asked: str) -> AnswerWatch | None:
+        """What follows an answer of a version, where a canary compares it with another.
+
+        Only requests for the bare name are compared: who names a version or an alias may well ask something else.
+        """
+        if not isinstance(version, CatalogVersion) or asked != version.name:
+            return None
+        canary = self.catalog.canary_with(version)
+        return None if canary is None else canary.watch(version.digest)
 
     def begin(
         self,
@@ -277,11 +290,19 @@ class Pod:
             self.fetcher,
             self.host,
             residency,
+            self.limits,
             max_adapters=self.config.max_merged_adapters,
             idle_limit_s=self.config.merged_idle_s,
         )
         trial = Trial(self.engine, self.host, SmokeTest(self.engine, tokenizer, self.config.smoke_tokens))
-        rollout = Rollout(self.catalog, artifacts, residency, trial, self.config.refusal_recheck_s)
+        rollout = Rollout(
+            self.catalog,
+            artifacts,
+            residency,
+            trial,
+            refusal_recheck_s=self.config.refusal_recheck_s,
+            canary_window_s=self.config.canary_window_s,
+        )
         to_loop = partial(post, asyncio.get_running_loop())
         watcher = RegistryWatcher(
             client,
@@ -328,9 +349,9 @@ class Pod:
                 [by_digest[digest] for digest in lost if digest in by_digest], evicting=False
             )
 
-    def _resolve_named(self, reference: NamedAdapter) -> CatalogVersion:
+    def _resolve_named(self, reference: NamedAdapter, key: str | None) -> CatalogVersion:
         try:
-            return self.catalog.resolve(reference)
+            return self.catalog.resolve(reference, key)
         except (AdapterNotReady, UnknownAdapter) as error:
             if not self.is_ready:
                 # What is missing may only not be there yet.

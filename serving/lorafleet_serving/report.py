@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorafleet_contract.fleet import AdapterReport, PodReport, VersionReport
+from lorafleet_contract.fleet import AdapterReport, CanaryReport, PodReport, VersionReport
 from lorafleet_contract.states import ServeState, Tier
 from lorafleet_serving.adapters.catalog import CatalogAdapter, CatalogVersion
 from lorafleet_serving.pod import Pod
@@ -45,7 +45,14 @@ def parts(pod: Pod) -> dict[str, str]:
 def _adapter(pod: Pod, adapter: CatalogAdapter, pinned: frozenset[str]) -> AdapterReport:
     versions = (adapter.versions[number] for number in sorted(adapter.versions))
     reports = tuple(_version(pod, item, item.state, pinned) for item in versions if item.state is not None)
-    return AdapterReport(adapter.name, adapter.serving, reports)
+    return AdapterReport(adapter.name, adapter.serving, reports, _canary(adapter))
+
+
+def _canary(adapter: CatalogAdapter) -> CanaryReport | None:
+    canary = adapter.canary
+    if canary is None:
+        return None
+    return CanaryReport(canary.version, canary.share, canary.num_answers, canary.stopped)
 
 
 def _version(pod: Pod, version: CatalogVersion, state: ServeState, pinned: frozenset[str]) -> VersionReport:

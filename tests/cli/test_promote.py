@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lorafleet_contract.fleet import CanaryReport
 from lorafleet_contract.states import GateStatus
 from lorafleet_pipeline.stack.ports import free_port
 from tests.pipeline.registry.conftest import fleet  # noqa: F401
@@ -131,3 +132,42 @@ def test_rollback_loads_nothing_heavy_before_it_moves_the_alias(tmp_path: Path) 
     heavy = {"mlflow", "boto3", "torch", "transformers", "pandas", "pydantic", "httpx", "rich.console"}
     assert "lorafleet_pipeline.registry.promotion" in loaded.split()
     assert heavy.isdisjoint(loaded.split())
+
+
+def test_a_canary_begins_is_seen_changed_and_ended(fleet: Fleet, run: Run) -> None:  # noqa: F811
+    name = fleet.adapter()
+    for version in (1, 2):
+        fleet.set_gate(name, version, GateStatus.PASSED)
+    document(run("promote", name, "1", "--json"))
+    begun = document(run("canary", name, "2", "--share", "0.25", "--json"))
+    assert (begun["challenger"], begun["share"], begun["stopped"]) == (2, 0.25, None)
+    assert fleet.aliases(name)["challenger"] == 2
+    fleet.pod.canaries[name] = CanaryReport(2, 0.25, 7)
+    fleet.pod.sync(name)
+    shown = run("canary", name)
+    assert f"{name}: version 2 answers 25% of the requests." in shown.stdout
+    assert "7" in shown.stdout
+    assert document(run("canary", name, "--share", "0.5", "--json"))["share"] == 0.5
+    fleet.pod.canaries[name] = CanaryReport(2, 0.5, 9, "too slow")
+    fleet.pod.sync(name)
+    eventually(lambda: document(run("canary", name, "--json"))["share"] == 0, "the controller's end of it")
+    fleet.pod.canaries.clear()
+    ended = run("canary", name)
+    assert "no canary" in ended.stdout
+    assert "The last one was ended: version 2: too slow" in ended.stdout
+    assert document(run("canary", name, "--end", "--json"))["share"] == 0
+
+
+def test_a_canary_without_a_champion_or_challenger_is_refused(fleet: Fleet, run: Run) -> None:  # noqa: F811
+    name = fleet.adapter()
+    fleet.set_gate(name, 1, GateStatus.PASSED)
+    for arguments, told in (
+        ((name, "1"), "no champion"),
+        ((name, "--share", "0.1"), "no challenger"),
+        (("nobody", "1"), "there is no adapter 'nobody'"),
+        ((name, "--share", "1.5"), "1.5"),
+        ((name, "--end", "--share", "0.5"), "--end stands alone"),
+    ):
+        result = run("canary", *arguments)
+        assert result.returncode != 0
+        assert told in result.stderr

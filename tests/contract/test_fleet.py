@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lorafleet_contract.exceptions import InvalidManifest
-from lorafleet_contract.fleet import AdapterReport, PodReport, VersionReport
+from lorafleet_contract.fleet import AdapterReport, CanaryReport, PodReport, VersionReport
 from lorafleet_contract.states import GateStatus, ServeState, Tier
 
 VERSION = VersionReport(
@@ -21,7 +21,7 @@ REPORT = PodReport(
     pod_id="pod-1",
     base_model="org/base",
     base_digest="sha256:2",
-    adapters=(AdapterReport("tickets", 3, (VERSION,)), AdapterReport("empty", None)),
+    adapters=(AdapterReport("tickets", 3, (VERSION,), CanaryReport(4, 0.1, 12, "slow")), AdapterReport("empty", None)),
     capacity={"device_bytes": 10},
     synced_at=1.5,
 )
@@ -36,7 +36,8 @@ def test_report_survives_json() -> None:
     [
         {"surprise": 1},
         {"adapters": [{"name": "x"}]},
-        {"adapters": [{"name": "x", "serving": 1, "versions": [{"version": 1, "state": "ready"}]}]},
+        {"adapters": [{"name": "x", "serving": None, "versions": [], "canary": {"share": 1.0}}]},
+        {"adapters": [{"name": "x", "serving": 1, "versions": [{"version": 1, "state": "ready"}], "canary": None}]},
         {"adapters": None},
     ],
 )

@@ -20,9 +20,9 @@ NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}", fullmatch=True)
     ("text", "reference"),
     [
         ("tickets", NamedAdapter("tickets")),
-        ("tickets@champion", NamedAdapter("tickets")),
+        ("tickets@champion", NamedAdapter("tickets", alias="champion")),
         ("tickets@live", NamedAdapter("tickets", alias="live")),
-        ("tickets:12", NamedAdapter("tickets", alias=None, version=12)),
+        ("tickets:12", NamedAdapter("tickets", version=12)),
         ("s3://bucket/a:b@c", AddressedAdapter("s3://bucket/a:b@c")),
         ("/srv/adapters/x", AddressedAdapter("/srv/adapters/x")),
     ],

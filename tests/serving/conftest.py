@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -73,6 +74,12 @@ def _adapters(model: Path, root: Path) -> SourceFactory:
         return AdapterSource(model, folder)
 
     return make
+
+
+@pytest.fixture
+def name() -> str:
+    """A name that no other test uses."""
+    return f"adapter-{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ def make_blank_tokenizer() -> Any:
     )
 
 
-def make_tiny_adapter(model: Path, folder: Path, seed: int, rank: int = 4) -> Path:
+def make_tiny_adapter(
+    model: Path, folder: Path, seed: int, rank: int = 4, targets: Sequence[str] = ("q_proj", "v_proj", "down_proj")
+) -> Path:
     """Write a random adapter as PEFT does, strong enough to change every answer."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -97,7 +100,7 @@ def make_tiny_adapter(model: Path, folder: Path, seed: int, rank: int = 4) -> Pa
     settings = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
-        target_modules=["q_proj", "v_proj", "down_proj"],
+        target_modules=list(targets),
         init_lora_weights=False,
         task_type="CAUSAL_LM",
     )
@@ -105,5 +108,5 @@ def make_tiny_adapter(model: Path, folder: Path, seed: int, rank: int = 4) -> Pa
         # PEFT reads a property that transformers has since renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), settings)
-        adapted.save_pretrained(folder)
+        adapted.save_pretrained(folder, save_embedding_layers=False)
     return folder

@@ -22,6 +22,7 @@ class How(StrEnum):
 
     ALIAS = "alias"
     STAGE = "stage"
+    TAG = "tag"
     CLI = "cli"
     DAG = "dag"
     PODS = "pods"

@@ -23,8 +23,9 @@ from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.registry.actor import controller_registry
 from lorafleet_pipeline.registry.audit import AuditLog
 from lorafleet_pipeline.registry.audit_writer import AuditWriter
+from lorafleet_pipeline.registry.canary import SetModelTag
 from lorafleet_pipeline.registry.change import AliasChange, Change, StageChange
-from lorafleet_pipeline.registry.decision import Action, Decision, SetAlias, SetStage, SetTag, decide, is_explained
+from lorafleet_pipeline.registry.decision import Decision, SetAlias, SetStage, SetTag, decide, is_explained
 from lorafleet_pipeline.registry.inbox import Inbox, Post
 from lorafleet_pipeline.registry.observed import Observed
 from lorafleet_pipeline.registry.pods import Pods
@@ -278,17 +279,28 @@ class Controller:
     def _carry_out(self, name: str, decision: Decision, *, announced: bool) -> None:
         if decision.entries and not announced:
             self._pods.nudge(name)
-        moves = [action for action in decision.actions if not isinstance(action, SetTag)]
+        moves = [action for action in decision.actions if isinstance(action, SetAlias | SetStage)]
         for action, following in zip_longest(moves, moves[1:]):
             self._apply(name, action)
             # Pods follow aliases, and a stage may bring a withdrawn version back; tags are for people.
             if following is None or (isinstance(action, SetAlias) and not isinstance(following, SetAlias)):
                 self._pods.nudge(name)
+        shares = [action for action in decision.actions if isinstance(action, SetModelTag)]
+        for share in shares:
+            self._apply_to_model(name, share)
+        if shares:
+            self._pods.nudge(name)
         for tag in decision.actions:
             if isinstance(tag, SetTag):
                 self._apply(name, tag)
 
-    def _apply(self, name: str, action: Action) -> None:
+    def _apply_to_model(self, name: str, action: SetModelTag) -> None:
+        if action.value is None:
+            self._client.delete_model_tag(name, action.key)
+        else:
+            self._client.set_model_tag(name, action.key, action.value)
+
+    def _apply(self, name: str, action: SetAlias | SetStage | SetTag) -> None:
         try:
             match action:
                 case SetAlias(alias=alias, version=None):

@@ -19,6 +19,7 @@ from lorafleet_contract.aliases import CONTROLLER_ALIASES, STAGE_ALIASES, Alias,
 from lorafleet_contract.tags import Tag
 from lorafleet_pipeline.registry.actor import Actor, How
 from lorafleet_pipeline.registry.audit import AuditEntry
+from lorafleet_pipeline.registry.canary import NO_SHARE, SetModelTag, canary_tags, end_canary, kept_share
 from lorafleet_pipeline.registry.change import AliasChange, Change, StageChange, World, follow, replay, world_of
 from lorafleet_pipeline.registry.observed import Observed
 from lorafleet_pipeline.registry.readiness import PodState, fleet_state, taken_by_all
@@ -53,7 +54,7 @@ class SetTag:
     value: str | None
 
 
-Action = SetAlias | SetStage | SetTag
+Action = SetAlias | SetStage | SetTag | SetModelTag
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,14 @@ def decide(
         journal.record(change, raw, target)
     _drop_missing(target, snapshot)
     promoted = _move_live(snapshot, target, pods, journal, now)
-    actions = (*_writes(_present(snapshot), target), *_serve_tags(snapshot, target, pods, promoted, now))
-    after = Observed(journal.serial, target.aliases, target.stages)
+    ended = end_canary(snapshot, target.aliases.get(Alias.CHALLENGER), pods)
+    canary = _journal_canary(snapshot, before, ended, journal, now)
+    actions = (
+        *_writes(_present(snapshot), target),
+        *canary_tags(snapshot, ended),
+        *_serve_tags(snapshot, target, pods, promoted, now),
+    )
+    after = Observed(journal.serial, target.aliases, target.stages, canary)
     return Decision(actions, after, tuple(journal.entries))
 
 
@@ -192,6 +199,19 @@ def _move_live(
     if live is not None:
         target.set_alias(Alias.PREVIOUS, live)
     return champion.version
+
+
+def _journal_canary(
+    snapshot: AdapterSnapshot, before: Observed, ended: str | None, journal: _Journal, now: float
+) -> str | None:
+    """Keep what became of the canary's share; returns what it is now."""
+    share = kept_share(snapshot)
+    if share != before.canary:
+        journal.add(Tag.ROLLOUT_CANARY, before.canary, share, Actor(None, How.TAG), now)
+    if ended is None:
+        return share
+    journal.add(Tag.ROLLOUT_CANARY, share, NO_SHARE, Actor(None, How.PODS), now)
+    return NO_SHARE
 
 
 def _writes(present: World, target: World) -> Iterator[Action]:

@@ -20,6 +20,8 @@ class Observed:
     aliases: Mapping[str, int] = field(default_factory=dict)
     stages: Mapping[int, Stage] = field(default_factory=dict)
     """Stages other than `None`; within a stage, the version that entered it last stands last."""
+    canary: str | None = None
+    """What the tag `rollout.canary` said."""
 
     def to_tag(self) -> str:
         """The tag's value; short, since some databases end a tag at 5000 characters."""
@@ -31,6 +33,8 @@ class Observed:
             "staging": members[Stage.STAGING],
             "archived": _to_ranges(members[Stage.ARCHIVED]),
         }
+        if self.canary is not None:
+            document["canary"] = self.canary
         return json.dumps(document, separators=(",", ":"))
 
     @classmethod
@@ -46,7 +50,8 @@ class Observed:
             stages |= {int(number): Stage.STAGING for number in data["staging"]}
             stages |= {int(number): Stage.PRODUCTION for number in data["production"]}
             aliases = {str(alias): int(number) for alias, number in data["aliases"].items()}
-            return cls(int(data["serial"]), aliases, stages)
+            canary = data.get("canary")
+            return cls(int(data["serial"]), aliases, stages, None if canary is None else str(canary))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the tag lacks a field: {error!r}") from error
 

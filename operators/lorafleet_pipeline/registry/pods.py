@@ -146,6 +146,7 @@ def _adapters(state: PodState) -> dict[str, object]:
     return {
         adapter.name: (
             adapter.serving,
+            adapter.canary and (adapter.canary.version, adapter.canary.stopped),
             {(item.version, item.digest, item.state, item.error) for item in adapter.versions},
         )
         for adapter in state.report.adapters

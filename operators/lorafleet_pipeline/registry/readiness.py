@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lorafleet_contract.fleet import PodReport, VersionReport
+from lorafleet_contract.fleet import AdapterReport, CanaryReport, PodReport, VersionReport
 from lorafleet_contract.states import ServeState
 from lorafleet_contract.tags import missing_adapter_tags
 from lorafleet_pipeline.registry.snapshot import VersionSnapshot
@@ -37,21 +37,28 @@ class PodState:
             return True
         return self.report.base_digest == version.base_digest
 
+    def adapter(self, name: str) -> AdapterReport | None:
+        """What the pod reports of a name."""
+        return next((item for item in self.report.adapters if item.name == name), None) if self.report else None
+
+    def canary(self, name: str) -> CanaryReport | None:
+        """What the pod reports of a name's canary."""
+        adapter = self.adapter(name)
+        return None if adapter is None else adapter.canary
+
     def version(self, name: str, version: int) -> VersionReport | None:
         """What the pod reports of a version."""
-        adapter = next((item for item in self.report.adapters if item.name == name), None) if self.report else None
-        if adapter is None:
-            return None
-        return next((item for item in adapter.versions if item.version == version), None)
+        adapter = self.adapter(name)
+        return None if adapter is None else next((item for item in adapter.versions if item.version == version), None)
 
     def serves(self, name: str, version: VersionSnapshot) -> bool:
         """Whether the bare name reaches the version there, with the digest that the registry names."""
         if self.error is not None or self.report is None:
             return False
-        serving = next((item.serving for item in self.report.adapters if item.name == name), None)
-        held = self.version(name, version.version)
+        adapter, held = self.adapter(name), self.version(name, version.version)
         return (
-            serving == version.version
+            adapter is not None
+            and adapter.serving == version.version
             and held is not None
             and held.state is ServeState.READY
             and held.digest == version.digest

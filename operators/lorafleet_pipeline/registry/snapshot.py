@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from lorafleet_contract.aliases import Stage
 from lorafleet_contract.exceptions import InvalidName
@@ -52,6 +52,8 @@ class AdapterSnapshot:
     observed: Observed | None = None
     created_at: int = 0
     """When the model was made (unix ms): another one may have borne its name before."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Those of the registered model."""
 
     @property
     def stages(self) -> dict[int, Stage]:
@@ -103,7 +105,7 @@ def snapshot_of(found: MirroredModel | None) -> AdapterSnapshot | None:
         _logger.warning("registered model ignored: %s", error)
         return None
     aliases = {alias: number for alias, number in model.aliases.items() if number in held}
-    return AdapterSnapshot(model.name, aliases, held, _observed(model), model.created_at)
+    return AdapterSnapshot(model.name, aliases, held, _observed(model), model.created_at, model.tags)
 
 
 def _observed(model: RegisteredModel) -> Observed | None:

@@ -15,6 +15,7 @@ from lorafleet_contract.aliases import Alias
 from lorafleet_contract.manifest import AdapterManifest
 from lorafleet_contract.names import NamedAdapter
 from lorafleet_contract.states import ServeState
+from lorafleet_serving.adapters.canary import Canary
 from lorafleet_serving.adapters.watcher import DesiredAdapter, RegisteredVersion
 from lorafleet_serving.exceptions import AdapterNotReady, AdapterWithdrawn, Forbidden, NoRoom, UnknownAdapter
 
@@ -90,10 +91,28 @@ class CatalogAdapter:
     desired: DesiredAdapter
     versions: dict[int, CatalogVersion] = field(default_factory=dict)
     serving: int | None = None
+    canary: Canary | None = None
 
     def aliased(self, alias: str) -> CatalogVersion | None:
         """The version behind an alias, if it is one of this pod's base."""
         return self.versions.get(self.desired.aliases.get(alias, 0))
+
+    def challenger_for(self, key: str) -> CatalogVersion | None:
+        """The challenger, if a canary has it answer what goes by a key; never where there is no champion."""
+        if self.canary is None or self.serving is None or not self.canary.takes(key):
+            return None
+        version = self.versions.get(self.canary.version)
+        return version if version is not None and version.servable else None
+
+    def follow_canary(self, window_s: float) -> None:
+        """Begin, change or end the canary as the registry wants it."""
+        version, share = self.aliased(Alias.CHALLENGER), self.desired.canary_share
+        if version is None or share <= 0.0 or version.registered.version == self.serving:
+            self.canary = None
+        elif self.canary is not None and self.canary.digest == version.digest:
+            self.canary.share = share
+        else:
+            self.canary = Canary(self.name, version.registered.version, version.digest, share, window_s)
 
     def move_name(self) -> bool:
         """Point the bare name at the best version that is ready; tells whether it moved."""
@@ -118,8 +137,20 @@ class Catalog:
         for adapter in self.adapters.values():
             yield from (version for version in adapter.versions.values() if version.state is not None)
 
-    def resolve(self, reference: NamedAdapter) -> CatalogVersion:
+    def canary_with(self, version: CatalogVersion) -> Canary | None:
+        """The canary in which a version's answers count, as champion or as challenger."""
+        adapter = self.adapters.get(version.name)
+        if adapter is None or adapter.canary is None:
+            return None
+        number = version.registered.version
+        return adapter.canary if number in (adapter.serving, adapter.canary.version) else None
+
+    def resolve(self, reference: NamedAdapter, key: str | None = None) -> CatalogVersion:
         """The version that a request reaches now.
+
+        Args:
+            reference: what it names.
+            key: what it goes by where a canary is on; None keeps out of canaries.
 
         Raises:
             UnknownAdapter: the pod does not know the name, alias or version.
@@ -131,8 +162,9 @@ class Catalog:
         adapter = self.adapters.get(reference.name)
         if adapter is None:
             raise UnknownAdapter(f"there is no adapter {reference.name!r} for this base model: see /v1/models")
-        if reference.version is None and reference.alias == Alias.CHAMPION:
-            return _bare(adapter)
+        if reference.version is None and reference.alias in (None, Alias.CHAMPION):
+            challenger = None if key is None or reference.alias is not None else adapter.challenger_for(key)
+            return _bare(adapter) if challenger is None else challenger
         if reference.alias == Alias.SHADOW:
             raise Forbidden(f"{reference} answers no requests: a shadow only mirrors traffic")
         if reference.version is not None:

@@ -10,15 +10,14 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lorafleet_serving.adapters.eviction import EvictionOrder
+from lorafleet_serving.adapters.room_queue import RoomQueue, Waiter
 from lorafleet_serving.engine.handle import EngineHandle
 from lorafleet_serving.exceptions import NoRoom
 
-_MOST_PASSED = 16
-"""Loads that may find room before one that came earlier and needs more."""
 _LOOK_S = 1.0
 """How often a load that waits for room looks for itself, should nobody tell it."""
 
@@ -34,16 +33,6 @@ class AdapterFiles:
 
 Bring = Callable[[], Awaitable[AdapterFiles]]
 """Has an adapter's files brought to disk."""
-
-
-@dataclass
-class _Waiter:
-    """A load that has no room yet."""
-
-    num_bytes: int
-    num_passed: int = 0
-    """Loads that came later and found room before."""
-    has_waited: bool = False
 
 
 @dataclass
@@ -72,9 +61,7 @@ class HostTier:
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._reserved: dict[str, int] = {}
         """Bytes of adapters that the engine was told to load."""
-        self._waiters: list[_Waiter] = []
-        """Loads that have no room yet, in order."""
-        self._changed = asyncio.Event()
+        self._queue = RoomQueue()
         self.counts = HostCounts()
 
     @property
@@ -92,6 +79,10 @@ class HostTier:
         """Whether an adapter is there."""
         return digest in self._engine.loaded
 
+    def is_loading(self, digest: str) -> bool:
+        """Whether an adapter is on its way."""
+        return digest in self._loading
+
     def num_leases(self, digest: str) -> int:
         """Requests, and whatever else holds an adapter."""
         return self._leases[digest]
@@ -106,7 +97,7 @@ class HostTier:
             self._leases[digest] -= 1
             if not self._leases[digest]:
                 del self._leases[digest]
-                self._tell()
+                self._queue.tell()
                 if digest in self._leaving:
                     self.evict(digest)
 
@@ -125,7 +116,7 @@ class HostTier:
     def pin(self, digests: Sequence[str]) -> None:
         """Set the adapters that are to stay although nobody holds them: the first that fit into half of the tier."""
         self._pins = tuple(digests)
-        self._tell()
+        self._queue.tell()
 
     async def load(self, digest: str, bring: Bring) -> None:
         """Have an adapter in the engine; the caller has a lease on it. All who ask meanwhile wait for one load.
@@ -139,6 +130,8 @@ class HostTier:
         assert self._leases[digest], f"adapter {digest} is loaded for nobody"
         self._leaving.discard(digest)
         task = self._loading.get(digest)
+        if task is not None and task.done() and not self.holds(digest):
+            task = None  # It failed a moment ago, for those who asked before.
         # One that has only just come is counted by its load first.
         if task is None and self.holds(digest):
             self.counts.hits += 1
@@ -158,7 +151,8 @@ class HostTier:
             return False
         self._leaving.discard(digest)
         self._order.remove(digest)
-        self._unload(digest)
+        if self.holds(digest):
+            self._engine.unload(digest)
         return True
 
     def let_go(self, digest: str) -> None:
@@ -171,8 +165,15 @@ class HostTier:
         """The engine lost everything; returns what that was, the most valuable first."""
         return self._order.lose_all()
 
+    def check_integrity(self) -> None:
+        """Assert what holds between any two steps of the event loop."""
+        assert self.used_bytes <= self._budget_bytes, f"{self.used_bytes} bytes of {self._budget_bytes} are taken"
+        assert self._reserved.keys() <= self._loading.keys(), "room is set aside for a load that has ended"
+        self._queue.check_integrity(self._loading)
+
     def _ended(self, digest: str, task: asyncio.Task[None]) -> None:
-        del self._loading[digest]
+        if self._loading[digest] is task:
+            del self._loading[digest]
         if not task.cancelled():
             task.exception()  # Nobody may wait any more.
         if digest in self._leaving:
@@ -204,65 +205,46 @@ class HostTier:
                 num_bytes = min(self.free_bytes + num_bytes + 1, self._budget_bytes)
             finally:
                 del self._reserved[digest]
-                self._tell()
+                self._queue.tell()
             if num_bytes == self._budget_bytes:
                 await asyncio.sleep(_LOOK_S)  # Nothing is left to leave but what the engine still drops.
 
     async def _take_room(self, digest: str, num_bytes: int, deadline: float) -> None:
-        """Set room aside, in order of arrival but for some that fit where one before them does not."""
-        waiter = _Waiter(num_bytes)
-        self._waiters.append(waiter)
-        try:
-            while not self._may_pass(waiter) or not self._evict_for(num_bytes):
-                await self._await_room(digest, waiter, deadline)
+        """Set room aside as soon as it is this one's turn and there is some."""
+        with self._queue.place(digest) as waiter:
+            while not self._queue.may_pass(waiter) or not self._evict_for(digest, num_bytes):
+                await self._await_room(waiter, num_bytes, deadline)
             self._reserved[digest] = num_bytes
-            for other in self._waiters[: self._waiters.index(waiter)]:
-                other.num_passed += 1
-        finally:
-            self._waiters.remove(waiter)
-            self._tell()
+            self._queue.passes(waiter)
 
-    async def _await_room(self, digest: str, waiter: _Waiter, deadline: float) -> None:
+    async def _await_room(self, waiter: Waiter, num_bytes: int, deadline: float) -> None:
         left_s = deadline - time.monotonic()
-        if left_s <= 0 or not self._leases[digest]:
+        if left_s <= 0 or not self._leases[waiter.digest]:
             raise NoRoom(
-                f"adapters in use or pinned leave less than {waiter.num_bytes} of {self._budget_bytes} bytes, and did "
+                f"adapters in use or pinned leave less than {num_bytes} of {self._budget_bytes} bytes, and did "
                 f"for {self._room_limit_s:.0f} s: try later, or raise --adapter-host-bytes"
             )
         self.counts.waits_for_room += not waiter.has_waited
         waiter.has_waited = True
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), min(left_s, _LOOK_S))
+        await self._queue.told(min(left_s, _LOOK_S))
 
-    def _may_pass(self, waiter: _Waiter) -> bool:
-        before = self._waiters[: self._waiters.index(waiter)]
-        return all(other.num_passed < _MOST_PASSED for other in before)
-
-    def _tell(self) -> None:
-        """Have all who wait for room look again."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    def _evict_for(self, num_bytes: int) -> bool:
-        """Evict what must leave; nothing where that would not do."""
-        missing = self.used_bytes + num_bytes - self._budget_bytes
-        pinned = self.pinned
-        kept = pinned | self._loading.keys()
-        free = [digest for digest in self._engine.loaded if not self._leases[digest] and digest not in kept]
+    def _evict_for(self, digest: str, num_bytes: int) -> bool:
+        """Evict what must leave; nothing where that would not do, or where nobody wants the one that comes any more."""
+        missing = num_bytes - self.free_bytes
+        if missing > 0 and not self._leases[digest]:
+            return False
+        kept = self.pinned | self._loading.keys()
+        free = [other for other in self._engine.loaded if not self._leases[other] and other not in kept]
         victims: list[str] = []
-        for digest in self._order.by_value(free):
+        for victim in self._order.by_value(free):
             if missing <= 0:
                 break
-            victims.append(digest)
-            missing -= self._engine.loaded[digest]
+            victims.append(victim)
+            missing -= self._engine.loaded[victim]
         if missing > 0:
             return False
-        for digest in victims:
-            self._order.evict(digest)
-            self._unload(digest)
+        for victim in victims:
+            self._order.evict(victim)
+            self._engine.unload(victim)
             self.counts.evictions += 1
         return True
-
-    def _unload(self, digest: str) -> None:
-        if self.holds(digest):
-            self._engine.unload(digest)

@@ -6,7 +6,6 @@ of them outlives the pod but files in the disk tier.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from lorafleet_serving.adapters.handle import FetcherHandle
 from lorafleet_serving.adapters.host import AdapterFiles, HostTier
 from lorafleet_serving.adapters.merge_recipe import MergeRecipe
 from lorafleet_serving.adapters.residency import Residency
+from lorafleet_serving.engine.request import Tenant
+from lorafleet_serving.engine.waiting_limits import WaitingLimits
 from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, InvalidRequest, NoRoom, PodUnavailable, QueueFull
 
 _MAX_MAKING = 8
@@ -47,37 +48,46 @@ class MergedAdapters:
     """Makes and keeps merged adapters. Runs on the front's event loop."""
 
     def __init__(
-        self, fetcher: FetcherHandle, host: HostTier, residency: Residency, *, max_adapters: int, idle_limit_s: float
+        self,
+        fetcher: FetcherHandle,
+        host: HostTier,
+        residency: Residency,
+        limits: WaitingLimits,
+        *,
+        max_adapters: int,
+        idle_limit_s: float,
     ) -> None:
         self._fetcher = fetcher
         self._host = host
         self._residency = residency
+        self._limits = limits
         self._max_adapters = max_adapters
         self._idle_limit_s = idle_limit_s
         self._used_at: OrderedDict[str, float] = OrderedDict()
         """When those that are there, or on their way, were last asked for; the least recent first."""
-        self._making: dict[str, asyncio.Task[None]] = {}
-        """By digest; each goes on when the one that asked for it has left."""
 
     @property
     def num_held(self) -> int:
         """Merged adapters in the engine."""
         return sum(map(self._host.holds, self._used_at))
 
-    async def load(self, merged: MergedAdapter) -> None:
-        """Have a merged adapter in the engine; the caller has a lease on its digest.
+    async def load(self, merged: MergedAdapter, tenant: Tenant) -> None:
+        """Have a merged adapter in the engine for a request that has a lease on its digest.
 
         Raises:
             InvalidRequest: these adapters cannot be merged.
             NoRoom: what is held leaves no room for it in a tier, or too many merged adapters are in use.
-            QueueFull: too many merges are under way.
+            QueueFull: too many merges are under way, or too many wait already, of all or of the tenant.
             PodUnavailable: the engine is down, or the fetcher cannot do it now.
         """
         digest = merged.digest
-        if digest in self._making or not self._host.holds(digest):
-            await self._made(self._making.get(digest) or self._begin(merged))
+        if self._host.holds(digest):
+            await self._load(merged)
         else:
-            await self._host.load(digest, partial(self._bring, merged))
+            with self._limits.waiting(tenant):
+                if not self._host.is_loading(digest):
+                    self._take_place(digest)
+                await self._load(merged)
         self._used_at[digest] = time.monotonic()
         self._used_at.move_to_end(digest)
 
@@ -88,37 +98,21 @@ class MergedAdapters:
             if now - used_at > self._idle_limit_s:
                 self._drop(digest)
 
-    def _make_place(self) -> None:
-        while len(self._used_at) >= self._max_adapters:
-            if not any(self._drop(digest) for digest in list(self._used_at)):
-                raise NoRoom(f"{self._max_adapters} merged adapters are in use already: try later")
-
-    def _begin(self, merged: MergedAdapter) -> asyncio.Task[None]:
-        if len(self._making) >= _MAX_MAKING:
+    def _take_place(self, digest: str) -> None:
+        """Count one more, from here on, so that several made at a time keep the limit."""
+        if sum(map(self._host.is_loading, self._used_at)) >= _MAX_MAKING:
             raise QueueFull(f"{_MAX_MAKING} merges are under way already: try later")
-        self._used_at.pop(merged.digest, None)
-        self._make_place()
-        task = asyncio.get_running_loop().create_task(self._make(merged), name=f"merge-{merged.digest}")
-        task.add_done_callback(_take_notice)
-        self._making[merged.digest] = task
-        # Counted from here on, so that several made at a time keep the limit.
-        self._used_at[merged.digest] = time.monotonic()
-        return task
+        for known in list(self._used_at):
+            if not self._host.holds(known) and not self._host.is_loading(known):
+                del self._used_at[known]  # It failed, or the engine lost it.
+        while len(self._used_at) >= self._max_adapters:
+            if not any(self._drop(known) for known in list(self._used_at)):
+                raise NoRoom(f"{self._max_adapters} merged adapters are in use already: try later")
+        self._used_at[digest] = time.monotonic()
 
-    async def _make(self, merged: MergedAdapter) -> None:
-        digest = merged.digest
+    async def _load(self, merged: MergedAdapter) -> None:
         try:
-            with self._host.lease(digest):
-                await self._host.load(digest, partial(self._bring, merged))
-        finally:
-            del self._making[digest]
-            if not self._host.holds(digest):
-                self._used_at.pop(digest, None)
-
-    async def _made(self, task: asyncio.Task[None]) -> None:
-        try:
-            # Others may wait for the same merge: one that leaves does not end it.
-            await asyncio.shield(task)
+            await self._host.load(merged.digest, partial(self._bring, merged))
         except AdapterRefusal as error:
             raise InvalidRequest(f"merged_adapters: {error}", field="merged_adapters") from error
         except FetchFailed as error:
@@ -134,9 +128,3 @@ class MergedAdapters:
         if gone:
             del self._used_at[digest]
         return gone
-
-
-def _take_notice(task: asyncio.Task[None]) -> None:
-    """See the error of a task for which nobody may wait any more."""
-    if not task.cancelled():
-        task.exception()

@@ -64,11 +64,8 @@ class Residency:
         """
         if self._host.holds(version.digest):
             return await self._load(version)
-        self._limits.enter(tenant)
-        try:
-            await self._load(version)
-        finally:
-            self._limits.leave(tenant)
+        with self._limits.waiting(tenant):
+            return await self._load(version)
 
     async def bring(self, version: CatalogVersion) -> AdapterFiles:
         """Have a version's files on disk.

@@ -38,13 +38,16 @@ class Rollout:
         artifacts: Artifacts,
         residency: Residency,
         trial: Trial,
+        *,
         refusal_recheck_s: float,
+        canary_window_s: float,
     ) -> None:
         self._catalog = catalog
         self._artifacts = artifacts
         self._residency = residency
         self._trial = trial
         self._refusal_recheck_s = refusal_recheck_s
+        self._canary_window_s = canary_window_s
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._superseded: OrderedDict[str, int] = OrderedDict()
         """The version that served before the one that does, by name; the last move last."""
@@ -144,7 +147,9 @@ class Rollout:
 
     def _move_name(self, adapter: CatalogAdapter) -> None:
         before = adapter.serving
-        if adapter.move_name():
+        has_moved = adapter.move_name()
+        adapter.follow_canary(self._canary_window_s)
+        if has_moved:
             _logger.info("adapter %s: served version %s -> %s", adapter.name, before, adapter.serving)
             if adapter.serving is not None:
                 # One that takes over from another is asked for at once; at a start nobody is known to be.

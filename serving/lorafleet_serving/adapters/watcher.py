@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from lorafleet_contract.aliases import Alias, Stage
-from lorafleet_contract.exceptions import ContractError, InvalidName
+from lorafleet_contract.exceptions import ContractError, InvalidName, InvalidTag
 from lorafleet_contract.mirror import FULL_LOOK_EVERY, MirroredModel, RegistryMirror
 from lorafleet_contract.names import check_adapter_name
 from lorafleet_contract.registry import ModelVersion, RegistryClient
-from lorafleet_contract.tags import Tag
+from lorafleet_contract.tags import Tag, canary_share
 
 _logger = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class DesiredAdapter:
     name: str
     aliases: Mapping[str, int]
     versions: Mapping[int, RegisteredVersion]
+    canary_share: float = 0.0
+    """Of the bare name's requests, those that the challenger answers."""
 
     def wanted(self) -> dict[int, tuple[str, ...]]:
         """Versions to hold ready, with the aliases that ask for each."""
@@ -191,7 +193,14 @@ class RegistryWatcher:
         except InvalidName as error:
             _logger.warning("registered model ignored: %s", error)
             return None
-        return DesiredAdapter(name, dict(aliases), ours)
+        return DesiredAdapter(name, dict(aliases), ours, _canary_share(found))
+
+
+def _canary_share(found: MirroredModel) -> float:
+    try:
+        return canary_share(found.model.tags)
+    except InvalidTag:
+        return 0.0  # The controller takes it back, and says why.
 
 
 def _registered(item: ModelVersion, *, withdrawn: bool) -> RegisteredVersion:

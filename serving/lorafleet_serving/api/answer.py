@@ -6,9 +6,11 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from lorafleet_serving.adapters.canary import AnswerWatch
 from lorafleet_serving.adapters.catalog import ServedAdapter
 from lorafleet_serving.api.metrics import PodMetrics
 from lorafleet_serving.engine.request import FinishReason
+from lorafleet_serving.exceptions import GenerationFailed
 from lorafleet_serving.generation import Generation, Piece
 from lorafleet_serving.pod import Pod
 
@@ -41,6 +43,7 @@ class Answer:
         asked_at: float,
         pod: Pod,
         metrics: PodMetrics,
+        watch: AnswerWatch | None = None,
     ) -> None:
         self.prompt = prompt
         self.num_prompt = len(prompt)
@@ -52,6 +55,7 @@ class Answer:
         self._adapter = "" if version is None else version.name
         self._generation = generation
         self._metrics = metrics
+        self._watch = watch
         self._started_at = time.monotonic()
         self.num_cached = 0
         """Tokens of the prompt that came from the prefix cache; known with the first piece."""
@@ -71,8 +75,10 @@ class Answer:
             GenerationFailed: the engine gave up.
         """
         is_first = True
-        async for piece in self._generation.pieces():
+        async for piece in self._generated():
             elapsed_s = time.monotonic() - self._started_at
+            if self._watch is not None:
+                self._watch.piece(piece, elapsed_s)
             if is_first:
                 self._metrics.first_token(elapsed_s)
                 self.timing.first_token_s = elapsed_s
@@ -83,6 +89,15 @@ class Answer:
                 self._metrics.finished(elapsed_s, piece.finish_reason)
                 self.timing.total_s = elapsed_s
             yield piece
+
+    async def _generated(self) -> AsyncIterator[Piece]:
+        try:
+            async for piece in self._generation.pieces():
+                yield piece
+        except GenerationFailed as error:
+            if self._watch is not None:
+                self._watch.failed(str(error))
+            raise
 
     async def whole(self) -> WholeAnswer:
         """Wait for all of it."""

@@ -20,6 +20,7 @@ from lorafleet_serving.api.answer import Answer
 from lorafleet_serving.api.callers import Callers
 from lorafleet_serving.api.metrics import PodMetrics
 from lorafleet_serving.api.question import Question
+from lorafleet_serving.api.sse import unless_disconnected
 from lorafleet_serving.caller import Caller
 from lorafleet_serving.chat_template import ChatTemplate
 from lorafleet_serving.exceptions import DeadlineExceeded, InvalidRequest, PromptTooLong
@@ -62,6 +63,15 @@ class Asker:
             async with _within(question.caller.deadline):
                 yield await self._find_adapter(question, held)
 
+    async def ask_all(self, request: Request, questions: Sequence[Question], running: ExitStack) -> list[Answer]:
+        """Begin to answer all questions of one request with what answers its first; `running` closes the answers.
+
+        Raises:
+            ServingError: any of those that `api.errors` answers.
+            ClientGone: the client has left, maybe while the adapter was brought; nothing waits for it any more.
+        """
+        return await unless_disconnected(request, self._ask_all(questions, running))
+
     async def ask(self, question: Question, version: ServedAdapter | None, num_scored: int = 0) -> Answer:
         """Begin to answer with what `adapter_of` found.
 
@@ -86,9 +96,12 @@ class Asker:
         max_tokens = self._fit(question, len(token_ids), block)
         question.check_prompt_logprobs(len(token_ids), num_scored)
         sampling = replace(question.sampling, max_new_tokens=max_tokens, constraint=constraint)
+        watch = None if question.pooling is not None else self.pod.watch(version, question.model)
+        if watch is not None and sampling.num_logprobs is None:
+            sampling = replace(sampling, num_logprobs=0)  # By which the versions are compared.
         stop = question.stop if question.stop is not None else block.stop if block is not None else ()
         generation = self.pod.begin(token_ids, sampling, stop, version, question.pooling, question.caller)
-        return Answer(generation, version, token_ids, asked_at, self.pod, self._metrics)
+        return Answer(generation, version, token_ids, asked_at, self.pod, self._metrics, watch)
 
     def most_at_once(self, caller: Caller) -> int:
         """How many questions of a caller may wait at the same time, however idle the pod is."""
@@ -112,8 +125,18 @@ class Asker:
         Raises:
             ServingError: there is no such adapter, or no template.
         """
-        template = _own_template(self.pod.resolve(model, names_versions=caller.names_versions))
+        template = _own_template(self.pod.resolve(model, caller))
         return self.pod.tokenizer.chat_template(template, with_tools=True)
+
+    async def _ask_all(self, questions: Sequence[Question], running: ExitStack) -> list[Answer]:
+        answers: list[Answer] = []
+        async with self.adapter_of(questions[0]) as version:
+            num_scored = 0
+            for question in questions:
+                answers.append(await self.ask(question, version, num_scored))
+                running.callback(answers[-1].close)
+                num_scored += question.num_prompt_logprobs(answers[-1].num_prompt)
+        return answers
 
     async def _find_adapter(self, question: Question, held: ExitStack) -> ServedAdapter | None:
         """What answers; it is held loaded from finding it on."""
@@ -135,7 +158,7 @@ class Asker:
         return None
 
     def _resolve(self, question: Question) -> CatalogVersion | None:
-        return self.pod.resolve(question.model, names_versions=question.caller.names_versions)
+        return self.pod.resolve(question.model, question.caller)
 
     async def _encode(self, question: Question, block: PromptBlock | None, template: str | None) -> tuple[int, ...]:
         """Tokens of the prompt."""

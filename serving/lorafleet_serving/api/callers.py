@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
+from dataclasses import replace
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,6 +17,8 @@ from lorafleet_serving.exceptions import Forbidden, InvalidRequest, Unauthorized
 
 TIMEOUT_HEADER = "x-request-timeout-s"
 PRIORITY_HEADER = "x-request-priority"
+USER_HEADER = "x-lorafleet-user"
+MAX_USER_CHARACTERS = 512
 _LONGEST_TIMEOUT_S = 86400.0
 _SIGNED_PATH = "/v1/registry/webhook"
 """Has no use for a key: its deliveries are signed."""
@@ -48,12 +51,15 @@ class Callers:
         if key is not None and priority > key.max_priority:
             raise Forbidden(f"{PRIORITY_HEADER} is {priority}, the key's highest is {key.max_priority}")
         tenant = key.tenant if key is not None else ANONYMOUS if self._keys is None else ADMIN
-        return Caller(
+        caller = Caller(
             tenant=tenant,
             names_versions=is_admin or (key is not None and KeyScope.VERSIONS in key.scopes),
             priority=priority,
             deadline=_deadline(headers),
         )
+        if key is not None:
+            caller = replace(caller, goes_by=key.name)
+        return caller.on_behalf_of(_user(headers))
 
     def check(self, headers: Headers) -> None:
         """Check the key that a request carries.
@@ -93,6 +99,14 @@ class KeyGuard:
 def _shown(headers: Headers) -> str:
     scheme, _, shown = headers.get("authorization", "").partition(" ")
     return shown.strip() if scheme.lower() == "bearer" else ""
+
+
+def _user(headers: Headers) -> str | None:
+    user = headers.get(USER_HEADER)
+    if user is not None and len(user) > MAX_USER_CHARACTERS:
+        limit = f"it has {len(user)} characters, at most {MAX_USER_CHARACTERS} are read: send a digest of it"
+        raise InvalidRequest(f"{USER_HEADER} is {user[:20]!r}..., {limit}", field=USER_HEADER)
+    return user
 
 
 def _priority(headers: Headers) -> int:

@@ -18,7 +18,7 @@ from lorafleet_serving.api.answer import Answer
 from lorafleet_serving.api.asker import Asker
 from lorafleet_serving.api.question import Question
 from lorafleet_serving.api.schemas import Prompt, RequestBody
-from lorafleet_serving.api.sse import CLIENT_GONE, unless_disconnected
+from lorafleet_serving.api.sse import unless_disconnected
 from lorafleet_serving.engine.request import Pooling, SamplingParams
 from lorafleet_serving.exceptions import InvalidRequest
 from lorafleet_serving.loop import together
@@ -72,8 +72,6 @@ class EmbeddingRoutes:
             for item in split_inputs(body.input)
         ]
         answers = await unless_disconnected(request, self._vectors(questions))
-        if answers is None:
-            return Response(status_code=CLIENT_GONE)
         write = _base64 if body.encoding_format == "base64" else _numbers
         data = [
             {"object": "embedding", "index": index, "embedding": write(_normalized(vector))}

@@ -19,6 +19,7 @@ from lorafleet_serving.exceptions import (
     AdapterWithdrawn,
     AnswerLost,
     BodyTooLong,
+    ClientGone,
     DeadlineExceeded,
     Forbidden,
     GenerationFailed,
@@ -66,6 +67,8 @@ _ANSWERS: dict[type[Exception], _Answer] = {
     InvalidRequest: _Answer(422, "invalid_request_error", "validation"),
     InvalidTemplate: _Answer(422, "invalid_request_error", "validation"),
     QueueFull: _Answer(429, "rate_limit_error", "overloaded", retry_after_s=1),
+    # Proxies' word for it, for our own eyes: no client sees it.
+    ClientGone: _Answer(499, "client_error", "client_gone"),
     GenerationFailed: _Answer(500, "server_error", "generation"),
     PodUnavailable: _Answer(503, "unavailable_error", "unavailable", retry_after_s=2),
     AnswerLost: _Answer(503, "unavailable_error", "incomplete_generation", retry_after_s=2),

@@ -6,6 +6,7 @@ A stop string ends the answer and is no part of it, in this dialect too.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -26,7 +27,7 @@ from lorafleet_serving.api.lorax_schemas import (
 )
 from lorafleet_serving.api.question import Question
 from lorafleet_serving.api.schemas import MAX_ANSWERS, MAX_STOP_STRINGS
-from lorafleet_serving.api.sse import CLIENT_GONE, EventStream, event, unless_disconnected
+from lorafleet_serving.api.sse import EventStream, event, unless_disconnected
 from lorafleet_serving.exceptions import InvalidRequest
 from lorafleet_serving.loop import off_loop, together
 from lorafleet_serving.version import VERSION
@@ -68,22 +69,17 @@ class LoraxRoutes:
     async def generate_stream(self, body: GenerateRequest, request: Request) -> Response:
         """Generate and answer token by token."""
         (question,) = self._reader(request).generate(body, with_logprobs=True, streams=True)
-        async with self._asker.adapter_of(question) as version:
-            answer = await self._asker.ask(question, version)
-        events = self._events(answer, question, _prefix(body))
-        return EventStream(events, self._headers(body, question, answer), answer.close, lorax=True)
+        with ExitStack() as running:
+            (answer,) = await self._asker.ask_all(request, [question], running)
+            events = self._events(answer, question, _prefix(body))
+            return EventStream(events, self._headers(body, question, answer), running.pop_all().close, lorax=True)
 
     async def embed(self, body: EmbedRequest, request: Request) -> Response:
         """The vector of a text: the model's hidden state behind its last norm, not brought to length one."""
         question = self._reader(request).embed(body)
-        async with self._asker.adapter_of(question) as version:
-            answer = await self._asker.ask(question, version)
-        try:
+        with ExitStack() as running:
+            (answer,) = await self._asker.ask_all(request, [question], running)
             whole = await unless_disconnected(request, answer.whole())
-        finally:
-            answer.close()
-        if whole is None:
-            return Response(status_code=CLIENT_GONE)
         vector = whole.pieces[-1].output.vector
         assert vector is not None, "a request for a vector ended without one"
         headers = self._headers(body, question, answer) | timing_headers(answer, 0)
@@ -134,17 +130,9 @@ class LoraxRoutes:
         with_logprobs = with_details or (parameters.best_of or 1) > 1
         questions = self._reader(request).generate(body, with_logprobs=with_logprobs)
         self._asker.check_number(questions, "best_of")
-        answers: list[Answer] = []
-        try:
-            async with self._asker.adapter_of(questions[0]) as version:
-                for question in questions:
-                    answers.append(await self._asker.ask(question, version))
+        with ExitStack() as running:
+            answers = await self._asker.ask_all(request, questions, running)
             whole = await unless_disconnected(request, together(answer.whole() for answer in answers))
-        finally:
-            for answer in answers:
-                answer.close()
-        if whole is None:
-            return Response(status_code=CLIENT_GONE)
         best, prompt = likeliest(whole), answers[0].prompt
         headers = self._headers(body, questions[best], answers[best])
         headers |= timing_headers(answers[best], len(whole[best].pieces))

@@ -126,7 +126,8 @@ class QuestionReader:
             return None
         if len(field.ids) != len(field.weights):
             raise _wrong(f"ids holds {len(field.ids)} adapters and weights {len(field.weights)} numbers")
-        versions = [self.pod.resolve(adapter_id, names_versions=self.caller.names_versions) for adapter_id in field.ids]
+        # Each mixture of versions would be merged anew.
+        versions = [self.pod.resolve(adapter_id, self.caller, joins_canary=False) for adapter_id in field.ids]
         members = [version for version in versions if version is not None]
         if len(members) < len(versions):
             raise _wrong("ids names the base model, which is part of every answer: name adapters alone")

@@ -107,6 +107,7 @@ class _PodGauges(Collector):
         merged = self._pod.num_merged
         yield self._gauge("lorafleet_merged_adapters", "Merged adapters that the engine holds", merged)
         yield from self._host_tier()
+        yield from self._canaries()
         yield self._adapters_on_device(frozenset(stats.device_adapters if stats is not None else ()))
 
     def _host_tier(self) -> Iterator[Metric]:
@@ -122,6 +123,23 @@ class _PodGauges(Collector):
             ("waits_for_room", "Loads that waited because all that was there was in use", counts.waits_for_room),
         ):
             yield self._counter(f"lorafleet_host_tier_{name}", text, value)
+
+    def _canaries(self) -> Iterator[Metric]:
+        told = {
+            "share": "Share of an adapter's requests that its challenger is to answer",
+            "stopped": "1 where the pod has stopped asking the challenger",
+            "answers": "Answers of the challenger that came to an end",
+        }
+        families = {
+            name: GaugeMetricFamily(f"lorafleet_canary_{name}", text, labels=("adapter", "version"))
+            for name, text in told.items()
+        }
+        canaries = [(item.name, item.canary) for item in self._pod.catalog.adapters.values() if item.canary is not None]
+        for adapter, canary in canaries[:MAX_ADAPTER_LABELS]:
+            values = {"share": canary.share, "stopped": canary.stopped is not None, "answers": canary.num_answers}
+            for name, value in values.items():
+                families[name].add_metric((adapter, str(canary.version)), value)
+        yield from families.values()
 
     def _counter(self, name: str, text: str, value: float) -> Metric:
         family = CounterMetricFamily(name, text, labels=_COMMON)

@@ -23,7 +23,7 @@ from lorafleet_serving.api.openai_tools import ToolUse, tool_use
 from lorafleet_serving.api.openai_usage import usage
 from lorafleet_serving.api.question import Question
 from lorafleet_serving.api.schemas import MAX_PROMPTS, CompletionRequest, Prompt, SamplingFields
-from lorafleet_serving.api.sse import CLIENT_GONE, EventStream, unless_disconnected
+from lorafleet_serving.api.sse import EventStream, unless_disconnected
 from lorafleet_serving.caller import Caller
 from lorafleet_serving.exceptions import InvalidRequest
 from lorafleet_serving.loop import together
@@ -69,7 +69,7 @@ class OpenAIRoutes:
             sampling = replace(sampling, num_prompt_logprobs=body.logprobs)
         first = Question(
             model=body.model,
-            caller=self._asker.caller(request),
+            caller=self._asker.caller(request).on_behalf_of(body.user or body.safety_identifier),
             sampling=sampling,
             max_tokens=body.max_tokens,
             max_tokens_field="max_tokens",
@@ -91,7 +91,7 @@ class OpenAIRoutes:
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation through the model's chat template, or `variables` through the adapter's."""
         _require_one("messages", body.messages, body.variables)
-        caller = self._asker.caller(request)
+        caller = self._asker.caller(request).on_behalf_of(body.user or body.safety_identifier)
         tools = self._tool_use(body, caller)
         constraint = constraint_of(body)
         if tools is not None:
@@ -123,13 +123,7 @@ class OpenAIRoutes:
     async def _respond(self, request: Request, plan: _Plan, body: SamplingFields) -> Response:
         self._asker.check_number(plan.questions, plan.field)
         with ExitStack() as running:
-            answers: list[Answer] = []
-            async with self._asker.adapter_of(plan.questions[0]) as version:
-                num_scored = 0
-                for question in plan.questions:
-                    answers.append(await self._asker.ask(question, version, num_scored))
-                    running.callback(answers[-1].close)
-                    num_scored += question.num_prompt_logprobs(answers[-1].num_prompt)
+            answers = await self._asker.ask_all(request, plan.questions, running)
             echoes = self._echoes(plan, answers)
             if body.stream:
                 writers = [plan.writer(place, plan.form, echo) for place, echo in enumerate(echoes)]
@@ -137,8 +131,6 @@ class OpenAIRoutes:
                 chunks = Chunks(answers, writers, answers_per_prompt=plan.num_made, with_usage=with_usage)
                 return EventStream(chunks.events(), answers[0].headers, running.pop_all().close, lorax=False)
             whole = await unless_disconnected(request, together(answer.whole() for answer in answers))
-            if whole is None:
-                return Response(status_code=CLIENT_GONE)
             write = partial(_result, plan, answers, whole, echoes)
             return await json_response(_num_logprobs(plan, answers), write, answers[0].headers)
 

@@ -14,7 +14,7 @@ from lorafleet_contract.fleet import PodReport
 from lorafleet_contract.webhook import DELIVERY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
 from lorafleet_serving.api import lorax_answers as lorax, openai_answers as openai, pod_answers as pod
 from lorafleet_serving.api.answer import ADAPTER_HEADER, DIGEST_HEADER
-from lorafleet_serving.api.callers import PRIORITY_HEADER, TIMEOUT_HEADER
+from lorafleet_serving.api.callers import MAX_USER_CHARACTERS, PRIORITY_HEADER, TIMEOUT_HEADER, USER_HEADER
 from lorafleet_serving.api.errors import FINAL_STATUSES, LORAX_PATHS, RETRY_STATUSES, statuses
 from lorafleet_serving.api.lorax_headers import ADAPTER_HEADERS, MODEL_HEADERS, TIMING_HEADERS
 from lorafleet_serving.api.sse import END_OF_STREAM
@@ -250,6 +250,11 @@ def _add_request(method: str, path: str, operation: Json, components: _Component
                     PRIORITY_HEADER,
                     "Higher ones go first, as far as the key may; 0 unless set",
                     {"type": "integer", "minimum": PRIORITIES[0], "maximum": PRIORITIES[-1]},
+                ),
+                _parameter(
+                    USER_HEADER,
+                    "Whom the request is for: a canary answers the same users again and again",
+                    {"type": "string", "maxLength": MAX_USER_CHARACTERS},
                 ),
             ]
 

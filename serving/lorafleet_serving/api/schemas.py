@@ -174,11 +174,13 @@ class SamplingFields(ConstraintFields):
     stop: StopString | StopStrings | None = None
     stop_token_ids: Annotated[list[TokenId], FirstErrorOnly, Field(max_length=MAX_BIASES)] | None = None
     n: int | None = Field(None, ge=1, le=MAX_ANSWERS, description="Answers to each prompt")
-    user: str | None = Field(None, description=_NOT_USED)
+    user: str | None = Field(
+        None, description="Whom the request is for: a canary answers the same users again and again"
+    )
     metadata: dict[str, str] | None = Field(None, description=_NOT_USED)
     store: bool | None = Field(None, description=f"{_NOT_USED}: nothing is stored")
     service_tier: str | None = Field(None, description=_NOT_USED)
-    safety_identifier: str | None = Field(None, description=_NOT_USED)
+    safety_identifier: str | None = Field(None, description="The same, where `user` is not given")
     prompt_cache_key: str | None = Field(None, description=f"{_NOT_USED}: equal prompts share their beginnings anyway")
 
     @property

@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from lorafleet_serving.api.errors import envelope
-from lorafleet_serving.exceptions import ServingError
+from lorafleet_serving.exceptions import ClientGone, ServingError
 
 _logger = logging.getLogger(__name__)
 
@@ -22,9 +22,6 @@ Result = TypeVar("Result")
 END_OF_STREAM = "[DONE]"
 """What a stream of OpenAI's dialect ends with."""
 DONE = f"data: {END_OF_STREAM}\n\n"
-CLIENT_GONE = 499
-"""Status of an answer that nobody waits for any more; no client sees it."""
-
 
 # Made once: with options of its own, `json.dumps` makes an encoder for each event.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -55,13 +52,19 @@ class EventStream(StreamingResponse):
             self._on_end()
 
 
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """The result of some work; cancels it and gives None when the client has gone."""
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of some work, which is cancelled when the client leaves.
+
+    Raises:
+        ClientGone: it has left.
+    """
     task = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return await task if task.done() else None
+        if not task.done():
+            raise ClientGone("the client has left before it was answered")
+        return await task
     finally:
         task.cancel()
         leaving.cancel()

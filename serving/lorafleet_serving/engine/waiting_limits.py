@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 from lorafleet_serving.engine.request import Tenant
 from lorafleet_serving.exceptions import QueueFull
@@ -55,6 +56,19 @@ class WaitingLimits:
         self._num_waiting[tenant.name] -= 1
         self._all_left.count()
         self._left[tenant.name].count()
+
+    @contextmanager
+    def waiting(self, tenant: Tenant) -> Iterator[None]:
+        """A request of a tenant waits meanwhile.
+
+        Raises:
+            QueueFull: as `enter` does.
+        """
+        self.enter(tenant)
+        try:
+            yield
+        finally:
+            self.leave(tenant)
 
     def _share(self, tenant: Tenant) -> int:
         return max(1, int(self._max_waiting * tenant.weight / max(self._weights, tenant.weight)))

@@ -34,7 +34,7 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 
 
 def test_interval_agrees_with_scipy() -> None:
-    from scipy.stats import bootstrap  # type: ignore[import-untyped]
+    from scipy.stats import bootstrap
 
     draw = random.Random(1)
     other = [draw.random() for _ in range(250)]

@@ -15,7 +15,7 @@ from typing import Any
 
 from lorafleet_contract.aliases import Alias, Stage
 from lorafleet_contract.exceptions import RegistryError
-from lorafleet_contract.fleet import AdapterReport, PodReport, VersionReport
+from lorafleet_contract.fleet import AdapterReport, CanaryReport, PodReport, VersionReport
 from lorafleet_contract.registry import ModelVersion, RegistryClient, RegistryEndpoint
 from lorafleet_contract.states import ServeState
 from lorafleet_contract.tags import Tag
@@ -28,13 +28,14 @@ BASE_DIGEST = "sha256:" + "b" * 64
 
 
 class FakePod:
-    """One pod. `refusals`, `unreadable` and `loading` are keyed by name and version."""
+    """One pod. `refusals`, `unreadable` and `loading` are keyed by name and version, `canaries` by name."""
 
     def __init__(self, base_digest: str = BASE_DIGEST) -> None:
         self.base_digest = base_digest
         self.refusals: dict[tuple[str, int], str] = {}
         self.unreadable: dict[tuple[str, int], str] = {}
         self.loading: set[tuple[str, int]] = set()
+        self.canaries: dict[str, CanaryReport] = {}
         self.registry_error: str | None = None
         self.nudges: list[tuple[str, float]] = []
         self.registry: RegistryClient | None = None
@@ -88,7 +89,7 @@ class FakePod:
                 versions[item.version] = VersionReport(item.version, digest, state, (alias.value,), error)
         wanted = (aliases.get(Alias.CHAMPION, 0), aliases.get(Alias.LIVE, 0))
         ready = [number for number in wanted if number in versions and versions[number].state is ServeState.READY]
-        return AdapterReport(name, ready[0] if ready else None, tuple(versions.values()))
+        return AdapterReport(name, ready[0] if ready else None, tuple(versions.values()), self.canaries.get(name))
 
     def _state(self, name: str, version: int) -> tuple[ServeState, str | None]:
         if reason := self.refusals.get((name, version)):

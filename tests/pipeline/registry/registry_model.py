@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from lorafleet_contract.aliases import Stage
-from lorafleet_contract.fleet import AdapterReport, PodReport, VersionReport
+from lorafleet_contract.fleet import AdapterReport, CanaryReport, PodReport, VersionReport
 from lorafleet_contract.states import ServeState
 from lorafleet_contract.tags import Tag
+from lorafleet_pipeline.registry.canary import SetModelTag
 from lorafleet_pipeline.registry.change import Change, replay, world_of
-from lorafleet_pipeline.registry.decision import Decision, SetAlias, SetStage, SetTag, decide
+from lorafleet_pipeline.registry.decision import Action, Decision, SetAlias, SetStage, SetTag, decide
 from lorafleet_pipeline.registry.observed import Observed
 from lorafleet_pipeline.registry.readiness import PodState
 from lorafleet_pipeline.registry.snapshot import AdapterSnapshot, VersionSnapshot
@@ -61,10 +62,17 @@ class RegistryModel:
         self.observed = decision.observed
         return decision
 
-    def report(self, serving: int | None, *states: tuple[int, ServeState], url: str = "pod", base: str = BASE) -> None:
+    def report(
+        self,
+        serving: int | None,
+        *states: tuple[int, ServeState],
+        url: str = "pod",
+        base: str = BASE,
+        canary: CanaryReport | None = None,
+    ) -> None:
         """Have a pod report."""
         versions = tuple(VersionReport(number, digest_of(number), state) for number, state in states)
-        report = PodReport(url, "base", base, (AdapterReport(NAME, serving, versions),))
+        report = PodReport(url, "base", base, (AdapterReport(NAME, serving, versions, canary),))
         self.pods = [*(pod for pod in self.pods if pod.url != url), PodState(url, report)]
 
     def serve(self, version: int, url: str = "pod") -> None:
@@ -82,10 +90,20 @@ class RegistryModel:
     def tag(self, version: int, key: Tag) -> str | None:
         return self.snapshot.versions[version].tags.get(key)
 
-    def carry_out(self, action: SetAlias | SetStage | SetTag) -> None:
+    def set_model_tag(self, key: Tag, value: str | None) -> None:
+        """Set a tag of the registered model, or remove it."""
+        tags = {name: held for name, held in self.snapshot.tags.items() if name != key}
+        self.snapshot = replace(self.snapshot, tags=tags if value is None else {**tags, key: value})
+
+    def model_tag(self, key: Tag) -> str | None:
+        return self.snapshot.tags.get(key)
+
+    def carry_out(self, action: Action) -> None:
         """Make one write of the controller."""
         aliases, versions = dict(self.snapshot.aliases), dict(self.snapshot.versions)
         match action:
+            case SetModelTag(key=key, value=value):
+                self.set_model_tag(key, value)
             case SetAlias(alias=alias, version=None):
                 del aliases[alias]
             case SetAlias(alias=alias, version=int(version)):

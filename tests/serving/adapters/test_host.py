@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from lorafleet_serving.adapters.eviction import EvictionOrder, EvictionPolicy
 from lorafleet_serving.adapters.host import AdapterFiles, HostTier
@@ -16,6 +16,8 @@ from tests.serving.adapters.memory_engine import MemoryEngine
 
 BUDGET = 10
 _LIMIT_S = 30.0
+_MANY = 40
+"""More loads than may ever pass one that waits."""
 
 
 class Bench:
@@ -29,9 +31,12 @@ class Bench:
         self.engine = MemoryEngine(sizes, BUDGET)
         self.tier = HostTier(self.engine, BUDGET, EvictionOrder(EvictionPolicy.LRU), room_limit_s=room_limit_s)
         self.num_brought = 0
+        self.on_disk = asyncio.Event()
+        self.on_disk.set()
 
     async def bring(self, digest: str) -> AdapterFiles:
         self.num_brought += 1
+        await self.on_disk.wait()
         return AdapterFiles(digest, self._told(self.sizes[digest]))
 
     async def hold(self, digest: str) -> ExitStack:
@@ -150,6 +155,54 @@ async def test_one_that_nobody_asks_for_any_more_waits_no_longer() -> None:
     (await asyncio.wait_for(again, _LIMIT_S)).close()
 
 
+async def test_one_that_gives_up_is_not_taken_for_another_that_waits_for_as_much() -> None:
+    bench = Bench(held=7, x=5, y=5, z=2)
+    with await bench.hold("held"):
+        staying, leaving = [asyncio.create_task(bench.hold(name)) for name in "xy"]
+        await _settle()
+        leaving.cancel()
+        await _settle()
+        await bench.use("z")
+        await _settle()
+        bench.tier.check_integrity()
+        assert not staying.done()
+    (await asyncio.wait_for(staying, _LIMIT_S)).close()
+    await asyncio.wait_for(_load_many(bench, "z"), _LIMIT_S)
+
+
+async def test_nothing_is_evicted_for_one_that_nobody_asks_for_any_more_when_it_is_on_disk() -> None:
+    bench = Bench(a=4, b=4, c=4, d=2)
+    await bench.use("a", "b")
+    bench.on_disk.clear()
+    asking = [asyncio.create_task(bench.hold(name)) for name in "cd"]
+    await _settle()
+    for task in asking:
+        task.cancel()
+    await _settle()
+    bench.on_disk.set()
+    await _settle()
+    # What is brought already, and fits, may stay.
+    assert set(bench.engine.loaded) == {"a", "b", "d"}
+    bench.tier.check_integrity()
+    await bench.use("c")
+
+
+@pytest.mark.parametrize("num_moments", range(8))
+async def test_who_asks_in_the_moment_in_which_a_load_gives_up_is_not_told_so(num_moments: int) -> None:
+    bench = Bench(held=7, large=9)
+    with await bench.hold("held"):
+        leaving = asyncio.create_task(bench.hold("large"))
+        await _settle()
+        leaving.cancel()
+        for _ in range(num_moments):
+            await asyncio.sleep(0)
+        asking = asyncio.create_task(bench.hold("large"))
+        await _settle()
+        bench.tier.check_integrity()
+        assert not asking.done()
+    (await asyncio.wait_for(asking, _LIMIT_S)).close()
+
+
 async def test_nothing_is_evicted_for_one_that_would_not_fit_even_so() -> None:
     bench = Bench(room_limit_s=0.05, a=5, b=3, c=8)
     with await bench.hold("a"):
@@ -233,15 +286,33 @@ _OPERATIONS = st.lists(
 )
 
 
-@given(operations=_OPERATIONS, policy=st.sampled_from(EvictionPolicy), wrong=st.sampled_from([1, 2, 3]))
+# Those of the second kind are so large that all but one wait, and for as much.
+_SIZES = st.sampled_from([(1, 2, 3, 4, 5, 9), (2, 6, 6, 6, 6, 6)])
+_FIRST = st.sampled_from(["", "bcdef"]).map(lambda digests: [("ask", digest) for digest in digests])
+
+
+@settings(max_examples=200)
+@given(
+    first=_FIRST,
+    operations=_OPERATIONS,
+    sizes=_SIZES,
+    policy=st.sampled_from(EvictionPolicy),
+    wrong=st.sampled_from([1, 2, 3]),
+)
 def test_budget_and_holds_are_kept_whatever_happens(
-    operations: list[tuple[str, object]], policy: EvictionPolicy, wrong: int
+    first: list[tuple[str, object]],
+    operations: list[tuple[str, object]],
+    sizes: tuple[int, ...],
+    policy: EvictionPolicy,
+    wrong: int,
 ) -> None:
-    asyncio.run(_run(operations, policy, wrong))
+    asyncio.run(_run([*first, *operations], sizes, policy, wrong))
 
 
-async def _run(operations: list[tuple[str, object]], policy: EvictionPolicy, wrong: int) -> None:
-    sizes = dict(zip("abcdef", (1, 2, 3, 4, 5, 9), strict=True))
+async def _run(
+    operations: list[tuple[str, object]], given_sizes: tuple[int, ...], policy: EvictionPolicy, wrong: int
+) -> None:
+    sizes = dict(zip("abcdef", given_sizes, strict=True))
     bench = Bench(told=lambda size: max(1, size * wrong // 2), **sizes)
     bench.tier = tier = HostTier(bench.engine, BUDGET, EvictionOrder(policy), room_limit_s=_LIMIT_S)
     asking: list[asyncio.Task[ExitStack]] = []
@@ -263,7 +334,7 @@ async def _run(operations: list[tuple[str, object]], policy: EvictionPolicy, wro
                     _give_back(task)
                 asking = [task for task in asking if not task.done()]
         await _settle()
-        assert tier.used_bytes <= BUDGET
+        tier.check_integrity()
         assert all(_has(task, tier) for task in asking)
     bench.engine.allowed.set()
     tier.pin([])
@@ -274,16 +345,32 @@ async def _run(operations: list[tuple[str, object]], policy: EvictionPolicy, wro
             asking.remove(task)
             _give_back(task)
     await _settle()
+    tier.check_integrity()
     assert not any(map(tier.num_leases, sizes))
+    await asyncio.wait_for(_load_many(bench, "a"), _LIMIT_S)
+
+
+async def _load_many(bench: Bench, digest: str) -> None:
+    """Load one again and again, which whoever still waited would not allow."""
+    for _ in range(_MANY):
+        bench.tier.evict(digest)
+        await bench.use(digest)
 
 
 def _has(task: asyncio.Task[ExitStack], tier: HostTier) -> bool:
-    got = task.done() and not task.cancelled() and task.exception() is None
-    return not got or tier.holds(task.get_name())
+    return not task.done() or _held(task) is None or tier.holds(task.get_name())
 
 
 def _give_back(task: asyncio.Task[ExitStack]) -> None:
     if not task.done():
         task.cancel()
-    elif not task.cancelled() and task.exception() is None:
-        task.result().close()
+    elif (held := _held(task)) is not None:
+        held.close()
+
+
+def _held(task: asyncio.Task[ExitStack]) -> ExitStack | None:
+    """What one got that has ended; None where the engine died meanwhile: nobody holds anything for so long that one
+    would be told that there is no room."""
+    error = task.exception()
+    assert error is None or isinstance(error, AnswerLost), repr(error)
+    return task.result() if error is None else None

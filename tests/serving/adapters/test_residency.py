@@ -22,7 +22,7 @@ from lorafleet_serving.adapters.watcher import RegisteredVersion
 from lorafleet_serving.config import FetcherConfig
 from lorafleet_serving.engine.request import ANONYMOUS
 from lorafleet_serving.engine.waiting_limits import WaitingLimits
-from lorafleet_serving.exceptions import AdapterNotReady, AdapterRefusal, NoRoom, QueueFull
+from lorafleet_serving.exceptions import AdapterNotReady, AdapterRefusal, FetchFailed, NoRoom, PodUnavailable, QueueFull
 from tests.serving.adapters.memory_engine import MemoryEngine
 
 BUDGET = 100
@@ -45,26 +45,37 @@ class Disk(Artifacts):
 
 
 class Merger(FetcherHandle):
-    """Merges at once."""
+    """Merges at once, unless it is told to take its time, or to fail."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        super().__init__(FetcherConfig(cache_dir), silence_limit_s=10.0)
+        self.allowed = asyncio.Event()
+        self.allowed.set()
+        self.is_away = False
 
     async def merge(self, recipe: MergeRecipe) -> Merged:
+        await self.allowed.wait()
+        if self.is_away:
+            raise FetchFailed("the fetcher is away")
         return Merged(0, "folder", 1)
 
 
 class Bench:
     """Residency over an engine in memory."""
 
-    def __init__(self, tmp_path: Path, digests: list[str]) -> None:
-        self.engine = MemoryEngine(dict.fromkeys(digests, 1), BUDGET)
-        self.host = HostTier(self.engine, BUDGET, EvictionOrder(EvictionPolicy.LRU), room_limit_s=1.0)
-        fetcher = Merger(FetcherConfig(tmp_path), silence_limit_s=10.0)
-        self.disk = Disk(fetcher)
+    def __init__(self, tmp_path: Path, digests: list[str], budget: int = BUDGET) -> None:
+        self.engine = MemoryEngine(dict.fromkeys(digests, 1), budget)
+        self.host = HostTier(self.engine, budget, EvictionOrder(EvictionPolicy.LRU), room_limit_s=1.0)
+        self.merger = Merger(tmp_path)
+        self.disk = Disk(self.merger)
         self.limits = WaitingLimits(4, [ANONYMOUS])
         self.refused: list[str] = []
         self.residency = Residency(
             self.host, self.engine, self.disk, self.limits, lambda version, error: self.refused.append(version.label)
         )
-        self.merged = MergedAdapters(fetcher, self.host, self.residency, max_adapters=3, idle_limit_s=600.0)
+        self.merged = MergedAdapters(
+            self.merger, self.host, self.residency, self.limits, max_adapters=3, idle_limit_s=600.0
+        )
 
     async def load(self, version: CatalogVersion) -> None:
         with self.host.lease(version.digest):
@@ -72,7 +83,7 @@ class Bench:
 
     async def merge(self, merged: MergedAdapter) -> None:
         with self.host.lease(merged.digest):
-            await self.merged.load(merged)
+            await self.merged.load(merged, ANONYMOUS)
 
 
 def _version(name: str, digest: str) -> CatalogVersion:
@@ -151,6 +162,55 @@ async def test_merges_keep_their_limits_though_those_who_asked_have_left(tmp_pat
     bench.engine.allowed.set()
     await _settle()
     assert bench.merged.num_held == len(bench.engine.loaded) == 3
+
+
+async def test_who_waits_for_a_merge_counts_as_waiting(tmp_path: Path) -> None:
+    merges = [_merged(number) for number in range(2)]
+    bench = Bench(tmp_path, ["a", *(merged.digest for merged in merges)])
+    await bench.merge(merges[0])
+    bench.merger.allowed.clear()
+    asking = [asyncio.create_task(bench.merge(merges[1])) for _ in range(4)]
+    await _settle()
+    with pytest.raises(QueueFull):
+        await bench.merge(merges[1])
+    with pytest.raises(QueueFull):
+        await bench.load(_version("a", "a"))
+    # One that is there waits for nothing.
+    await bench.merge(merges[0])
+    asking.pop().cancel()
+    await _settle()
+    await bench.load(_version("a", "a"))
+    bench.merger.allowed.set()
+    await asyncio.gather(*asking)
+
+
+async def test_nothing_is_evicted_for_a_merge_that_nobody_asks_for_any_more(tmp_path: Path) -> None:
+    merged = _merged(0)
+    bench = Bench(tmp_path, ["a", merged.digest], budget=1)
+    await bench.load(_version("a", "a"))
+    bench.merger.allowed.clear()
+    asking = asyncio.create_task(bench.merge(merged))
+    await _settle()
+    asking.cancel()
+    await _settle()
+    bench.merger.allowed.set()
+    await _settle()
+    assert set(bench.engine.loaded) == {"a"}
+    await bench.merge(merged)
+    assert set(bench.engine.loaded) == {merged.digest}
+
+
+async def test_merges_that_failed_take_no_place_of_others(tmp_path: Path) -> None:
+    merges = [_merged(number) for number in range(4)]
+    bench = Bench(tmp_path, [merged.digest for merged in merges])
+    for merged in merges[:2]:
+        await bench.merge(merged)
+    bench.merger.is_away = True
+    with pytest.raises(PodUnavailable, match="fetcher is away"):
+        await bench.merge(merges[3])
+    bench.merger.is_away = False
+    await bench.merge(merges[2])
+    assert set(bench.engine.loaded) == {merged.digest for merged in merges[:3]}
 
 
 async def test_a_merged_adapter_that_is_there_waits_for_no_other(tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 
 import httpx
 import pytest
@@ -20,6 +24,8 @@ NUM_ADAPTERS = 4
 NUM_HELD = 2
 PROMPT = "the cat sat on"
 MISSES = "lorafleet_host_tier_misses_total"
+_AT_ONCE_S = 5.0
+"""What a busy machine needs; a load that stands still takes for ever."""
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,25 @@ def narrow_pod(
     for adapter in adapters:
         pod.wait_serving(adapter.name, 1)
     return pod
+
+
+@pytest.fixture(scope="module")
+def strict_pod(
+    pod_factory: PodFactory, own_mlflow: RunningMLflow, adapters: list[Registered], tiny_adapter: SourceFactory
+) -> Iterator[PodProcess]:
+    """A pod in which one request may wait; it holds one adapter, and its fetcher stands still."""
+    size = (tiny_adapter(0).folder / "adapter_model.safetensors").stat().st_size
+    # Nothing but a client's leaving ends its wait.
+    limits = ("--max-waiting", "1", "--room-limit", "600", "--silence-limit", "600")
+    pod = pod_factory("--dtype", "float32", "--adapter-host-bytes", str(size), *limits, on=own_mlflow)
+    pod.wait_ready()
+    for adapter in adapters:
+        pod.wait_serving(adapter.name, 1)
+    assert _ask(pod, adapters[0]).status_code == 200
+    fetcher = pod.child_pids()["fetcher"]
+    os.kill(fetcher, signal.SIGSTOP)
+    yield pod
+    os.kill(fetcher, signal.SIGCONT)
 
 
 def _ask(pod: PodProcess, adapter: Registered) -> httpx.Response:
@@ -129,3 +154,37 @@ def test_one_that_is_withdrawn_while_it_is_brought_answers_nobody(
         finally:
             os.kill(engine, signal.SIGCONT)
         assert asked.result().status_code == 410
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"model": "tenant-1", "prompt": PROMPT}),
+        ("/v1/completions", {"model": "tenant-1", "prompt": PROMPT, "stream": True}),
+        ("/v1/chat/completions", {"model": "tenant-1", "messages": [{"role": "user", "content": PROMPT}]}),
+        ("/v1/embeddings", {"model": "tenant-1", "input": PROMPT}),
+        ("/generate", {"inputs": PROMPT, "parameters": {"adapter_id": "tenant-1"}}),
+        ("/generate_stream", {"inputs": PROMPT, "parameters": {"adapter_id": "tenant-1"}}),
+        ("/embed", {"inputs": PROMPT, "parameters": {"adapter_id": "tenant-1"}}),
+        (
+            "/generate",
+            {
+                "inputs": PROMPT,
+                "parameters": {"merged_adapters": {"ids": ["tenant-1", "tenant-2"], "weights": [0.5, 0.5]}},
+            },
+        ),
+    ],
+)
+def test_a_client_that_leaves_while_its_adapter_is_brought_waits_no_longer(
+    strict_pod: PodProcess, path: str, body: Mapping[str, object]
+) -> None:
+    def status() -> int:
+        return strict_pod.http.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 1}).status_code
+
+    misses = strict_pod.metric(MISSES)
+    with contextlib.closing(HTTPConnection(httpx.URL(strict_pod.url).netloc.decode())) as client:
+        client.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        strict_pod.wait_for(lambda: strict_pod.metric(MISSES) > misses or None, "the load")
+        assert status() == 429
+    strict_pod.wait_for(lambda: status() == 200 or None, "the place to be free", _AT_ONCE_S)
+    assert not any(version.in_flight for item in strict_pod.client.report().adapters for version in item.versions)
