@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 import pytest
 from aiohttp import ClientSession, ClientTimeout, TCPConnector
 
+from lorafleet_contract.digest import WEIGHTS_FILE
+from lorafleet_serving.adapters.tensor_header import read_header
 from lorafleet_serving.kernels.cpu.packed import rows_computed
-from tests.serving.conftest import PodFactory, SourceFactory
+from tests.serving.conftest import PodFactory
 from tests.serving.pod_process import PodProcess
-from tests.serving.registered_adapter import RegistryHand
+from tests.serving.registered_adapter import AdapterSource, RegistryHand
+from tests.serving.tiny_model import make_tiny_adapter
 
 NUM_WARM, NUM_REQUESTS = 2_000, 10_000
 NUM_CONNECTIONS = 8
 MOST_GROWTH = 8 << 20
 """Of each process. A kilobyte that is kept of each request would be ten megabytes."""
-ADAPTERS = ("enduring-a", "enduring-b", "enduring-c")
+ADAPTERS = tuple(f"enduring-{letter}" for letter in "abcd")
+RANK = 32
+"""So large that they would be found if they stayed when they leave."""
+NUM_ON_HOST, NUM_ON_DEVICE = 2, 1
+"""Adapters that fit: there are always requests for others, which come and leave again, and those here take turns."""
+COUNTERS = {
+    "loads": "lorafleet_host_tier_loads_total",
+    "evictions": "lorafleet_host_tier_evictions_total",
+    "turns": "lorafleet_adapter_pauses_total",
+}
 _NUM_KINDS = 11
 """Of requests."""
 _NUM_SCHEMAS = 48
@@ -42,7 +56,7 @@ def make_request(number: int) -> Request:
     """Requests of many kinds, in turns."""
     turn, kind = divmod(number, _NUM_KINDS)
     asked = {"prompt": f"the cat {number}", "max_tokens": 1 + turn % 6}
-    adapted = {**asked, "model": ADAPTERS[turn % len(ADAPTERS)]}
+    adapted = {**asked, "model": ADAPTERS[number % len(ADAPTERS)]}
     chat = {"messages": [{"role": "user", "content": f"the dog {number}"}], "max_tokens": 4}
     kinds = (
         Request(asked),
@@ -104,6 +118,11 @@ def resident(pod: PodProcess) -> dict[str, int]:
     return {name: psutil.Process(pid).memory_info().rss for name, pid in pids.items()}
 
 
+def counts(pod: PodProcess) -> dict[str, float]:
+    """How often adapters came, left, and made way for one another on the device."""
+    return {name: pod.metric(series) for name, series in COUNTERS.items()}
+
+
 def _is_zero(pod: PodProcess, series: str) -> bool | None:
     return pod.metric(series) == 0 or None
 
@@ -112,23 +131,32 @@ def _is_zero(pod: PodProcess, series: str) -> bool | None:
 def test_ten_thousand_requests_over_http_leave_memory_where_it_was(
     pod_factory: PodFactory,
     registry: RegistryHand,
-    tiny_adapter: SourceFactory,
+    tiny_model: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    folders = [make_tiny_adapter(tiny_model, tmp_path / name, seed, RANK) for seed, name in enumerate(ADAPTERS, 41)]
+    num_bytes = 2 * sum(header.num_elements for header in read_header(folders[0] / WEIGHTS_FILE).values())
     # A cache that the warm-up has written from end to end: memory counts only once it was written to.
-    pod = pod_factory("--dtype", "bfloat16", "--kv-cache-bytes", str(1 << 20))
+    flags = {"--dtype": "bfloat16", "--kv-cache-bytes": str(1 << 20), "--adapter-turn-steps": "1"}
+    flags |= {"--adapter-host-bytes": str(NUM_ON_HOST * num_bytes)}
+    flags |= {"--adapter-device-bytes": str(NUM_ON_DEVICE * num_bytes)}
+    pod = pod_factory(*chain(*flags.items()))
     pod.wait_ready()
-    for seed, name in enumerate(ADAPTERS, start=41):
-        registry.promote(registry.register(name, tiny_adapter(seed)))
+    for name, folder in zip(ADAPTERS, folders, strict=True):
+        registry.promote(registry.register(name, AdapterSource(tiny_model, folder, rank=RANK)))
     for name in ADAPTERS:
         pod.wait_serving(name, 1)
     ask_for_each_number_of_rows(pod)
     asyncio.run(ask(pod.url, 0, NUM_WARM))
-    before = resident(pod)
+    before, counts_before = resident(pod), counts(pod)
     asyncio.run(ask(pod.url, NUM_WARM, NUM_REQUESTS))
-    after = resident(pod)
+    after, counts_after = resident(pod), counts(pod)
+    num_of = {name: int(counts_after[name] - counts_before[name]) for name in COUNTERS}
     with capsys.disabled():
         for name in before:
             told = f"{before[name] / 2**20:.1f} MiB before {NUM_REQUESTS} requests, {after[name] / 2**20:.1f} MiB after"
             print(f"\nRSS of the {name}: {told}")
+        print(", ".join(f"{count} {name}" for name, count in num_of.items()), f"of adapters of {num_bytes} bytes")
+    assert min(num_of.values()) > NUM_REQUESTS // 20, f"too few adapters left and came back: {num_of}"
     assert {name: after[name] - before[name] for name in before if after[name] - before[name] > MOST_GROWTH} == {}
