@@ -58,12 +58,14 @@ class RegistryMirror:
         if time.monotonic() >= self._full_due or self._has_remade(models):
             self._read_everything()
         else:
-            self._note_newest(self.read_changes())
             for model in models.values():
                 self.read_versions(model.name, self._realiased(model))
         for model in models.values():
             # Where versions are deleted between two pages of a search, others are on neither.
             self.read_versions(model.name, set(model.aliases.values()) - self._versions.get(model.name, {}).keys())
+        # What changed comes last and in one answer: of a promotion that archives another version, no look may see the
+        # one half only, and take it for a withdrawal.
+        self._note_newest(self.read_changes())
         self._models = models
         self._versions = {name: held for name, held in self._versions.items() if name in models}
         return [MirroredModel(model, dict(self._versions.get(name, {}))) for name, model in models.items()]

@@ -102,6 +102,24 @@ def test_a_look_sees_new_versions_and_moved_stages(shelf: Shelf) -> None:
     assert shelf.client.num_searched == searched
 
 
+def test_no_look_sees_half_of_a_promotion_that_archives_another_version(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = shelf.add(), shelf.add()
+    shelf.client.transition_stage(shelf.name, first, Stage.PRODUCTION)
+    mirror = shelf.mirror()
+    shelf.client.set_alias(shelf.name, Alias.LIVE, first)  # So that the look reads this version by itself.
+
+    def get_after_promotion(name: str, version: int) -> ModelVersion:
+        monkeypatch.undo()
+        shelf.client.transition_stage(name, second, Stage.PRODUCTION, archive_existing=True)
+        return shelf.client.get_version(name, version)
+
+    monkeypatch.setattr(shelf.client, "get_version", get_after_promotion)
+    stages = {number: item.stage for number, item in shelf.look(mirror).versions.items()}
+    assert stages == {first: Stage.ARCHIVED, second: Stage.PRODUCTION}
+
+
 def test_more_changes_than_a_page_holds_are_all_seen(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorafleet_contract.registry._CHANGES_PAGE_SIZE", 2)
     mirror = shelf.mirror()
