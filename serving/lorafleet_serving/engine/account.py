@@ -7,7 +7,7 @@ least is served next, as in start-time fair queueing (Goyal, Vin and Cheng, 1996
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 
@@ -16,24 +16,37 @@ class Account:
 
     def __init__(self) -> None:
         self.served = 0.0
-        """Tokens computed, divided by the weight."""
+        """Tokens computed since the accounts began, divided by the weight."""
         self.num_waiting = 0
         self.num_running = 0
+
+    @property
+    def is_live(self) -> bool:
+        """Whether any sequence of it waits or runs."""
+        return self.num_waiting > 0 or self.num_running > 0
 
     def preempt(self) -> None:
         """A running sequence waits again."""
         self.num_waiting += 1
         self.num_running -= 1
 
+    def leave(self, *, running: bool) -> None:
+        """A sequence has ended while it ran or waited."""
+        if running:
+            self.num_running -= 1
+        else:
+            self.num_waiting -= 1
+
 
 AnyAccount = TypeVar("AnyAccount", bound=Account)
 
 
 class Ledger(Generic[AnyAccount]):
-    """The accounts that share something, by key.
+    """The accounts that share something, by key, since somebody was first kept waiting for it.
 
     Whoever asks while nothing of it waits is put level with the one that was served least among those who wait: to
-    have asked for nothing is no credit. An account is closed once that rule makes it void.
+    have asked for nothing is no credit. An account is closed once that rule makes it void. And what is had while
+    nobody is kept waiting is no debt: all begin anew then, as after an idle time in start-time fair queueing.
     """
 
     def __init__(self, kind: Callable[[], AnyAccount]) -> None:
@@ -44,6 +57,9 @@ class Ledger(Generic[AnyAccount]):
 
     def __len__(self) -> int:
         return len(self._accounts)
+
+    def __iter__(self) -> Iterator[AnyAccount]:
+        return iter(self._accounts.values())
 
     def ask(self, key: str | None) -> AnyAccount:
         """A new sequence waits; returns its account."""
@@ -62,6 +78,13 @@ class Ledger(Generic[AnyAccount]):
         account.num_running += 1
         self._last = account
 
+    def begin_anew(self) -> None:
+        """Nobody was kept waiting: nobody is ahead of anybody."""
+        self._last = None
+        self._accounts = {key: account for key, account in self._accounts.items() if account.is_live}
+        for account in self:
+            account.served = 0.0
+
     def _level(self) -> float:
         served = [account.served for account in self._accounts.values() if account.num_waiting]
         if served:
@@ -71,7 +94,7 @@ class Ledger(Generic[AnyAccount]):
     def _close_void(self) -> None:
         level = self._level()
         for key, account in list(self._accounts.items()):
-            if not account.num_waiting and not account.num_running and account.served <= level:
+            if not account.is_live and account.served <= level:
                 del self._accounts[key]
 
 

@@ -13,9 +13,10 @@ the device, tokens by weight, to within what a turn brings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
+from lorafleet_serving.engine.account import Account, Ledger
 from lorafleet_serving.engine.sequence import Sequence
 
 PRIORITY_STEPS = 16
@@ -36,13 +37,14 @@ class Residency(Protocol):
 class AdapterTurns:
     """The adapters of the batch: those that are held on the device, and those that wait to be.
 
-    `served` tells how much was computed for a sequence's tenant, by its weight.
+    Tenants have accounts of their own here: who waits for a place in the batch may not wait for one on the device.
     """
 
-    def __init__(self, residency: Residency, turn_steps: int, served: Callable[[Sequence], float]) -> None:
+    def __init__(self, residency: Residency, turn_steps: int) -> None:
         self._residency = residency
         self._turn_steps = turn_steps
-        self._served_of = served
+        self._tenants = Ledger(Account)
+        self._accounts: dict[Sequence, Account] = {}
         self._batch: dict[str, set[Sequence]] = {}
         """Sequences by adapter."""
         self._began: dict[str, int] = {}
@@ -60,11 +62,15 @@ class AdapterTurns:
     def begin_step(self) -> None:
         """Let those whose turn is over make way for those that wait."""
         self._step += 1
+        if not self._waits_since:
+            self._tenants.begin_anew()
         for adapter in sorted(self._waits_since, key=self._place):
             # None is let past one that needs more room than is free yet: it would wait for ever.
             if not self._take_place(adapter):
                 return
             del self._waits_since[adapter]
+            for account in self._accounts_of(adapter):
+                self._tenants.admit(account)
 
     def enter(self, sequence: Sequence) -> None:
         """A sequence joins the batch. Nobody's turn ends for it before the next step: this one is planned already."""
@@ -72,12 +78,14 @@ class AdapterTurns:
         if adapter is None:
             return
         self._batch.setdefault(adapter, set()).add(sequence)
-        if adapter in self._began or adapter in self._waits_since:
-            return
-        if not self._waits_since and self._residency.acquire(adapter):
-            self._began[adapter] = self._step
-        else:
-            self._waits_since[adapter] = self._step
+        account = self._accounts[sequence] = self._tenants.ask(sequence.request.tenant.name)
+        if adapter not in self._began and adapter not in self._waits_since:
+            if not self._waits_since and self._residency.acquire(adapter):
+                self._began[adapter] = self._step
+            else:
+                self._waits_since[adapter] = self._step
+        if adapter in self._began:
+            self._tenants.admit(account)
 
     def leave(self, sequence: Sequence) -> None:
         """A sequence has left the batch."""
@@ -85,12 +93,18 @@ class AdapterTurns:
         if adapter is None:
             return
         self._batch[adapter].remove(sequence)
+        self._accounts.pop(sequence).leave(running=adapter in self._began)
         if self._batch[adapter]:
             return
         del self._batch[adapter]
         self._waits_since.pop(adapter, None)
         if adapter in self._began:
             self._end(adapter)
+
+    def charge(self, sequence: Sequence, amount: float) -> None:
+        """So much was computed for a sequence, by its tenant's weight."""
+        if sequence in self._accounts:
+            self._accounts[sequence].served += amount
 
     def check_integrity(self, batch: Iterable[Sequence]) -> None:
         """Check that each adapter of the batch, and no other, is either held or waits."""
@@ -102,6 +116,11 @@ class AdapterTurns:
         assert not self._began.keys() & self._waits_since.keys(), "an adapter waits for its turn while it has it"
         known = self._began.keys() | self._waits_since.keys()
         assert adapters.keys() == known, "an adapter neither computes nor waits"
+        for account in set(self._accounts.values()):
+            mine = [sequence for sequence, held in self._accounts.items() if held is account]
+            num_paused = sum(sequence.adapter in self._waits_since for sequence in mine)
+            counted = (account.num_waiting, account.num_running)
+            assert counted == (num_paused, len(mine) - num_paused), "a tenant's account miscounts its sequences"
 
     def _take_place(self, adapter: str) -> bool:
         while not self._residency.acquire(adapter):
@@ -112,6 +131,8 @@ class AdapterTurns:
             longest = max(over, key=self._served)  # Of equals the first, whose turn has lasted longest.
             self._end(longest)
             self._waits_since[longest] = self._step
+            for account in self._accounts_of(longest):
+                account.preempt()
             self.num_pauses += 1
         self._began[adapter] = self._step
         return True
@@ -120,8 +141,11 @@ class AdapterTurns:
         del self._began[adapter]
         self._residency.release(adapter)
 
+    def _accounts_of(self, adapter: str) -> list[Account]:
+        return [self._accounts[sequence] for sequence in self._batch[adapter]]
+
     def _served(self, adapter: str) -> float:
-        return min(map(self._served_of, self._batch[adapter]))
+        return min(account.served for account in self._accounts_of(adapter))
 
     def _place(self, adapter: str) -> tuple[float, int]:
         priority = max(sequence.request.priority for sequence in self._batch[adapter])

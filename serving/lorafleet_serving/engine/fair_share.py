@@ -31,6 +31,7 @@ class FairShare:
         self._adapter_grain = adapter_grain
         self._tenants = Ledger(TenantAccount)
         self._accounts: dict[Sequence, _Accounts] = {}
+        self._kept_waiting: Sequences = ()
         self._num_tokens = 0
         """Tokens computed for anybody."""
 
@@ -54,13 +55,23 @@ class FairShare:
     def leave(self, sequence: Sequence, *, running: bool) -> None:
         """A sequence has ended while it ran or waited."""
         for account in self._accounts.pop(sequence):
-            if running:
-                account.num_running -= 1
-            else:
-                account.num_waiting -= 1
+            account.leave(running=running)
 
-    def charge(self, sequence: Sequence, num_tokens: int) -> None:
-        """The next `num_tokens` of a sequence are computed.
+    def begin_step(self) -> None:
+        """Begin anew the accounts of those of whom nobody was kept waiting in the last step."""
+        waiting = {self._accounts[sequence].tenant for sequence in self._kept_waiting if sequence in self._accounts}
+        if not waiting:
+            self._tenants.begin_anew()
+        for tenant in self._tenants:
+            if tenant not in waiting:
+                tenant.adapters.begin_anew()
+
+    def end_step(self, kept_waiting: Sequences) -> None:
+        """Take note of those who found no place in this step, or fewer tokens than their prompts have."""
+        self._kept_waiting = kept_waiting
+
+    def charge(self, sequence: Sequence, num_tokens: int) -> float:
+        """The next `num_tokens` of a sequence are computed; returns what that is by its tenant's weight.
 
         Those that were computed before, and lost by a preemption, cost nothing: to be preempted is no debt.
         """
@@ -68,9 +79,11 @@ class FairShare:
         num_new = max(0, end - max(sequence.num_charged, sequence.num_computed))
         sequence.num_charged = max(sequence.num_charged, end)
         tenant, adapter = self._accounts[sequence]
-        tenant.served += num_new / sequence.request.tenant.weight
+        amount = num_new / sequence.request.tenant.weight
+        tenant.served += amount
         adapter.served += num_new
         self._num_tokens += num_new
+        return amount
 
     def first(self, sequences: Iterable[Sequence]) -> Sequence:
         """Whose turn it is."""
@@ -91,10 +104,6 @@ class FairShare:
             return max(alike, key=_turn)
 
         return self._choose(sequences, max, choose_adapter)
-
-    def served(self, sequence: Sequence) -> float:
-        """Tokens that were computed for the sequence's tenant, by its weight."""
-        return self._accounts[sequence].tenant.served
 
     def own_place(self, sequence: Sequence) -> tuple[float, int]:
         """Place among the sequences of the same tenant and adapter, the smallest first. Never changes."""

@@ -8,7 +8,8 @@ nobody's account unless they turn out right.
 
 Prompts, begun or waiting, share what is left in the order of `FairShare`: the tenant for which the fewest tokens were
 computed by its weight, of its adapters those served least, to within half of `fairness_slack`, of their sequences the
-first. A level of priority counts as `priority_head_start` tokens of each. Four rules bound every wait:
+first. A level of priority counts as `priority_head_start` tokens of each. Counted is what was computed since somebody
+was first kept waiting; what is had while nobody is, be it everything, is no debt. Four rules bound every wait:
 
 - Whoever finds no place in the batch, or no blocks, while running sequences are more than `fairness_slack` tokens ahead
   of it, has one of those preempted in each step until it is admitted, and nobody overtakes it. So a tenant of weight 1
@@ -69,7 +70,7 @@ class Scheduler:
         self._most_guessing_rows = most_guessing_rows
         # Half of what is borne before anybody is preempted, so that order mends most of it without.
         self._shares = FairShare(priority_head_start, adapter_grain=fairness_slack // 2)
-        self._turns = AdapterTurns(residency, adapter_turn_steps, self._shares.served)
+        self._turns = AdapterTurns(residency, adapter_turn_steps)
         self.refused: Sequence | None = None
         """The one whose turn it was in the last step, and that found no place or no blocks; nobody was tried after."""
         self.waiting = WaitingQueue(self._shares)
@@ -86,6 +87,7 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """Choose the chunks of the next step; empty only if nothing is left or nothing can be admitted."""
+        self._shares.begin_step()
         self._make_way()
         self.refused = None
         chunks: list[Chunk] = []
@@ -105,7 +107,7 @@ class Scheduler:
 
     def keep(self, sequence: Sequence, num_tokens: int) -> None:
         """The next tokens of a sequence have been computed, guesses that were right among them."""
-        self._shares.charge(sequence, num_tokens)
+        self._charge(sequence, num_tokens)
         sequence.num_computed += num_tokens
         self._blocks.remember(sequence, num_tokens)
 
@@ -165,7 +167,7 @@ class Scheduler:
             else:
                 decoding[sequence] = None
         for sequence in decoding:
-            self._shares.charge(sequence, 1)
+            self._charge(sequence, 1)
         return self._with_guesses(list(decoding))
 
     def _with_guesses(self, decoding: list[Sequence]) -> list[Chunk]:
@@ -194,10 +196,13 @@ class Scheduler:
             elif not self._admit(sequence) or not self._turns.has(sequence.adapter):
                 continue
             chunks.append(Chunk(sequence, min(sequence.num_remaining, budget)))
-            self._shares.charge(sequence, chunks[-1].num_tokens)
+            if chunks[-1].num_tokens < sequence.num_remaining:
+                begun.append(sequence)  # That was all there was.
+            self._charge(sequence, chunks[-1].num_tokens)
             budget -= chunks[-1].num_tokens
         if self._is_full and self.waiting:
             self.refused = self._shares.first(self.waiting.heads())
+        self._shares.end_step([*begun, *self.waiting.heads()])
         return chunks
 
     def _admissible(self) -> list[Sequence]:
@@ -233,6 +238,9 @@ class Scheduler:
         self._shares.preempt(sequence)
         self.waiting.add(sequence)
         self.num_preemptions += 1
+
+    def _charge(self, sequence: Sequence, num_tokens: int) -> None:
+        self._turns.charge(sequence, self._shares.charge(sequence, num_tokens))
 
     def _give_back(self, sequence: Sequence, *, forget: bool = False) -> None:
         self._blocks.free(sequence, forget=forget)

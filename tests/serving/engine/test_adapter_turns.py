@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable
 
 from hypothesis import given, settings, strategies as st
 
@@ -37,8 +36,8 @@ class Device:
 class Batch:
     """Sequences that come and go, by the names of their adapters."""
 
-    def __init__(self, device: Device, turn_steps: int, served: Callable[[Sequence], float] = lambda _: 0.0) -> None:
-        self.turns = AdapterTurns(device, turn_steps, served)
+    def __init__(self, device: Device, turn_steps: int) -> None:
+        self.turns = AdapterTurns(device, turn_steps)
         self.sequences: dict[str, list[Sequence]] = defaultdict(list)
         self._num_entered = 0
 

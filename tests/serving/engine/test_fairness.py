@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import HealthCheck, event, given, settings, strategies as st
 
 from lorafleet_serving.engine.request import ANONYMOUS, Tenant
 from lorafleet_serving.engine.sequence import Sequence, SequenceStatus
-from tests.serving.engine.drive import Drive
+from tests.serving.engine.drive import BLOCK, Drive
+
+Sequences = Collection[Sequence]
 
 BUDGET = 8
 NUM_SEQS = 4
@@ -44,16 +47,24 @@ class Greedy:
         return sum(sequence.num_charged for sequence in self.sequences)
 
 
-def check_wait(drive: Drive, others: list[Greedy], newcomer: Sequence, weights: list[float]) -> None:
-    """Let the newcomer have its first token, and hold what others had meanwhile against the bounds: of each, of all."""
+def check_wait(
+    drive: Drive, others: list[Greedy], newcomer: Sequence, weights: list[float], earlier: Sequences = ()
+) -> None:
+    """Let the newcomer have its first token, and hold what others had meanwhile against the bounds: of each, of all.
+
+    `earlier` are sequences of the newcomer's tenant that run on since before others had to wait.
+    """
+    own_before = sum(sequence.num_charged for sequence in earlier)
     before = [other.num_charged for other in others]
     while newcomer.num_generated == 0 and newcomer.status is not SequenceStatus.FINISHED:
         for other in others:
             other.top_up(drive)
         drive.step()
-    event(f"preempted {min(drive.num_preemptions, 3)}")
     had = [other.num_charged - charged for other, charged in zip(others, before, strict=True)]
-    may = [allowance(drive, other, newcomer, weight) for other, weight in zip(others, weights, strict=True)]
+    own = (sum(sequence.num_charged for sequence in earlier) - own_before) / newcomer.request.tenant.weight
+    may = [
+        allowance(drive, other, newcomer, weight) + weight * own for other, weight in zip(others, weights, strict=True)
+    ]
     steps = (2 * NUM_SEQS + pauses(drive, others, newcomer)) * BUDGET
     assert all(tokens <= most + steps for tokens, most in zip(had, may, strict=True))
     assert sum(had) <= sum(may) + steps
@@ -92,7 +103,7 @@ greedy_adapters = st.lists(
 )
 drives = st.builds(
     Drive,
-    num_blocks=st.sampled_from([16, 20, 64]),
+    num_blocks=st.sampled_from([16, 20, 64, 256]),
     num_slots=st.integers(1, 3),
     max_num_seqs=st.just(NUM_SEQS),
     max_batched_tokens=st.just(BUDGET),
@@ -126,6 +137,7 @@ def test_greedy_tenants_delay_another_by_no_more_than_stated(
     weight, adapter, priority, prompt_len = newcomer
     sequence = drive.add(prompt_len, 2, adapter, 90, tenant=Tenant("newcomer", weight), priority=priority)
     check_wait(drive, others, sequence, [other.tenant.weight for other in others])
+    event(f"preempted {min(drive.num_preemptions, 3)}")
 
 
 @profile
@@ -146,6 +158,54 @@ def test_greedy_adapters_delay_another_by_no_more_than_stated(
     priority, prompt_len = newcomer
     sequence = drive.add(prompt_len, 2, "newcomer", 90, priority=priority)
     check_wait(drive, others, sequence, [1.0] * len(others))
+    event(f"preempted {min(drive.num_preemptions, 3)}")
+
+
+def test_what_was_had_while_nobody_waited_is_no_debt() -> None:
+    """Somebody computes long answers while nobody waits, and asks again when others have begun to."""
+    drive = Drive(num_blocks=1024, max_num_seqs=NUM_SEQS, fairness_slack=16)
+    tenant = Tenant("newcomer", 1.0)
+    earlier = [drive.add(2, 300, first_token=100 * number, tenant=tenant) for number in range(NUM_SEQS - 1)]
+    drive.step()
+    drive.add(2, 2, first_token=90, tenant=Tenant("passer-by", 1.0))
+    for _ in range(200):
+        drive.step()
+    others = [Greedy(Tenant("greedy", 1.0), None, 0, 4, 4)]
+    others[0].top_up(drive)
+    newcomer = drive.add(2, 2, first_token=90, tenant=tenant)
+    check_wait(drive, others, newcomer, [1.0], earlier)
+
+
+@profile
+@given(
+    drive=drives,
+    history=st.lists(st.tuples(st.booleans(), weight_strategy, adapter_strategy, st.integers(1, 250)), max_size=12),
+    greedy=greedy_tenants,
+    newcomer=st.tuples(weight_strategy, adapter_strategy, st.integers(-1, 1), st.integers(1, 30)),
+)
+def test_nobody_is_behind_for_what_was_had_while_nobody_waited(
+    drive: Drive,
+    history: list[tuple[bool, float, str | None, int]],
+    greedy: list[tuple[float, str | None, int, int, int]],
+    newcomer: tuple[float, str | None, int, int],
+) -> None:
+    weight, adapter, priority, prompt_len = newcomer
+    tenant = Tenant("newcomer", weight)
+    earlier: list[Sequence] = []
+    for is_own, other_weight, own_adapter, num_new in history:
+        asker = tenant if is_own else Tenant("passer-by", other_weight)
+        fitting = min(num_new, BLOCK * drive.num_blocks - 1)
+        earlier += [drive.add(1, fitting, own_adapter, 100 * drive.num_added, tenant=asker)]
+        drive.step()
+        while drive.scheduler.waiting or any(not drive.scheduler.may_compute(item) for item in drive.scheduler.running):
+            drive.step()
+    others = [Greedy(Tenant(f"greedy-{index}", item[0]), *item[1:]) for index, item in enumerate(greedy)]
+    for other in others:
+        other.top_up(drive)
+    sequence = drive.add(prompt_len, 2, adapter, 90, tenant=tenant, priority=priority)
+    own = [item for item in earlier if item.request.tenant is tenant]
+    check_wait(drive, others, sequence, [other.tenant.weight for other in others], own)
+    event(f"preempted {min(drive.num_preemptions, 3)}")
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.0])
