@@ -200,9 +200,10 @@ class Scheduler:
                 begun.append(sequence)  # That was all there was.
             self._charge(sequence, chunks[-1].num_tokens)
             budget -= chunks[-1].num_tokens
-        if self._is_full and self.waiting:
-            self.refused = self._shares.first(self.waiting.heads())
-        self._shares.end_step([*begun, *self.waiting.heads()])
+        left = [*begun, *self.waiting.heads()]
+        if self._is_full and left and (first := self._shares.first(left)).status is SequenceStatus.WAITING:
+            self.refused = first
+        self._shares.end_step(left)
         return chunks
 
     def _admissible(self) -> list[Sequence]:

@@ -195,7 +195,8 @@ def test_nobody_is_behind_for_what_was_had_while_nobody_waited(
     for is_own, other_weight, own_adapter, num_new in history:
         asker = tenant if is_own else Tenant("passer-by", other_weight)
         fitting = min(num_new, BLOCK * drive.num_blocks - 1)
-        earlier += [drive.add(1, fitting, own_adapter, 100 * drive.num_added, tenant=asker)]
+        first_token = 100 * drive.num_added
+        earlier += [drive.add(1, fitting, own_adapter, first_token, tenant=asker, priority=priority)]
         drive.step()
         while drive.scheduler.waiting or any(not drive.scheduler.may_compute(item) for item in drive.scheduler.running):
             drive.step()
