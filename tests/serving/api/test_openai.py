@@ -92,6 +92,25 @@ def test_a_stop_string_that_spans_tokens_ends_the_answer_before_it(
         assert (choice["text"], choice["finish_reason"]) == (expected, "stop")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_token_ends_the_answer_before_it(pod: PodProcess, adapter: Registered, stream: bool) -> None:
+    parameters = {"adapter_id": "dialects", "max_new_tokens": 12, "details": True}
+    told = _post(pod, "/generate", inputs="the cat", parameters=parameters)["details"]["tokens"]
+    token_ids, texts = [token["id"] for token in told], [token["text"] for token in told]
+
+    def ask(*stops: int) -> tuple[str, str]:
+        body = {"model": "dialects", "prompt": "the cat", "max_tokens": 12, "stop_token_ids": stops, "stream": stream}
+        answer = pod.http.post("/v1/completions", json=body)
+        choices = [part["choices"][0] for part in (_events(answer.text) if stream else [answer.json()])]
+        return "".join(choice["text"] for choice in choices), choices[-1]["finish_reason"]
+
+    never = min(set(range(3, 160)).difference(token_ids))
+    assert ask(never) == ("".join(texts), "length")
+    assert len(set(token_ids)) > 3, "the answer says too little to be ended in several places"
+    for token_id in set(token_ids):
+        assert ask(never, token_id) == ("".join(texts[: token_ids.index(token_id)]), "stop")
+
+
 def test_variables_fill_the_adapters_own_template(pod: PodProcess, adapter: Registered) -> None:
     filled = _post(pod, "/v1/completions", model="dialects", variables=QUESTION)
     prompt = PROMPT.render(QUESTION)
@@ -132,21 +151,6 @@ def test_variables_that_do_not_fit_are_refused(
     assert response.status_code == 422
     assert said in response.json()["error"]["message"]
     assert response.json()["error"]["param"] == "variables"
-
-
-def test_the_openai_client_works_unmodified(pod: PodProcess, adapter: Registered) -> None:
-    messages: Any = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the cat"}]
-    with openai.OpenAI(base_url=f"{pod.url}/v1", api_key="unused", max_retries=0) as client:
-        whole = client.chat.completions.create(model="dialects", messages=messages, max_completion_tokens=12)
-        stream = client.chat.completions.create(
-            model="dialects", messages=messages, max_completion_tokens=12, stream=True
-        )
-        pieces = [chunk.choices[0].delta.content or "" for chunk in stream]
-        names = {model.id for model in client.models.list()}
-        with pytest.raises(openai.NotFoundError):
-            client.completions.create(model="nobody", prompt="x")
-    assert "".join(pieces) == whole.choices[0].message.content
-    assert {"tiny-llama", "dialects"} <= names
 
 
 def test_several_prompts_are_answered_in_order(pod: PodProcess) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import json
 import signal
 from collections import defaultdict
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, Literal
 
 import openai
@@ -18,10 +19,12 @@ from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel, Field
 
 from tests.services import RunningMLflow
+from tests.serving.api.openai_clients import open_clients
 from tests.serving.pod_process import ADMIN_TOKEN, PodProcess, start_pod
 from tests.serving.registered_adapter import PROMPT, AdapterSource, RegistryHand
 from tests.serving.tiny_model import make_tiny_adapter, make_tiny_model
 
+KEY = "key-of-the-clients"
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "the cat"}]
 PARAMETERS = {
     "type": "object",
@@ -37,6 +40,21 @@ OWN_TEMPLATE = (
     "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}"
     "{% for m in messages %}|{{ m.role }}|{{ m.content }}{% endfor %}|assistant|"
 )
+UNHEARD_OF_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
+ERRORS: dict[int, type[openai.APIStatusError]] = {
+    401: openai.AuthenticationError,
+    403: openai.PermissionDeniedError,
+    404: openai.NotFoundError,
+    413: openai.APIStatusError,
+    422: openai.UnprocessableEntityError,
+}
+ROUTES: list[tuple[str, dict[str, Any]]] = [
+    ("completions.create", {"prompt": "x"}),
+    ("completions.create", {"prompt": "x", "stream": True}),
+    ("chat.completions.create", {"messages": MESSAGES}),
+    ("chat.completions.create", {"messages": MESSAGES, "stream": True}),
+    ("embeddings.create", {"input": "x"}),
+]
 
 
 class Pet(BaseModel):
@@ -48,48 +66,63 @@ class Pet(BaseModel):
 def pod(
     registry: RegistryHand, mlflow_server: RunningMLflow, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PodProcess]:
-    """A pod whose model takes longer prompts, with an adapter that ships a chat template of its own."""
+    """A pod that wants a key, whose model takes longer prompts, with an adapter that ships its own chat template."""
     root = tmp_path_factory.mktemp("long")
     model = make_tiny_model(root / "long-llama", seed=1, max_positions=1024)
     source = AdapterSource(model, make_tiny_adapter(model, root / "adapter", 1), chat_template=OWN_TEMPLATE)
     chatty = replace(source, prompt=replace(PROMPT, template="{{ question }}", chat=True))
+    keys = root / "keys.json"
+    keys.write_text(json.dumps({"keys": [{"name": "clients", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}]}))
+    flags = ("--poll-interval", "1.0", "--max-waiting", "8", "--api-keys", str(keys))
     with ExitStack() as running:
-        pod = start_pod(root, model, mlflow_server, running, "--poll-interval", "1.0", "--max-waiting", "8")
+        pod = start_pod(root, model, mlflow_server, running, *flags)
         registered = registry.register("own-template", chatty)
         registry.promote(registered)
         pod.wait_ready()
         pod.wait_serving("own-template", 1)
+        pod.http.headers["Authorization"] = f"Bearer {KEY}"
         yield pod
 
 
 @pytest.fixture(scope="module")
-def client(pod: PodProcess) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{pod.url}/v1", api_key="unused", max_retries=0) as client:
-        yield client
+def clients(pod: PodProcess) -> Iterator[dict[str, openai.OpenAI]]:
+    with open_clients(pod.url, KEY) as clients:
+        yield clients
 
 
-def test_sync_and_async_say_the_same_whole_and_streamed(pod: PodProcess, client: openai.OpenAI) -> None:
+@pytest.fixture(params=["sync", "async"])
+def client(request: pytest.FixtureRequest, clients: dict[str, openai.OpenAI]) -> openai.OpenAI:
+    return clients[request.param]
+
+
+def test_every_client_says_the_same_whole_and_streamed(clients: dict[str, openai.OpenAI]) -> None:
     asked: dict[str, Any] = {"model": "long-llama", "max_tokens": 9, "temperature": 1, "seed": 4}
-
-    async def ask() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=f"{pod.url}/v1", api_key="unused", max_retries=0) as other:
-            whole = await other.chat.completions.create(messages=MESSAGES, **asked)
-            stream = await other.chat.completions.create(messages=MESSAGES, stream=True, **asked)
-            streamed = [chunk.choices[0].delta.content or "" async for chunk in stream]
-            text = await other.completions.create(prompt="the cat", **asked)
-            text_stream = await other.completions.create(prompt="the cat", stream=True, **asked)
-            pieces = [chunk.choices[0].text async for chunk in text_stream]
-        return [whole.choices[0].message.content or "", "".join(streamed), text.choices[0].text, "".join(pieces)]
-
-    chat, streamed, text, pieces = asyncio.run(ask())
-    assert chat == streamed == client.chat.completions.create(messages=MESSAGES, **asked).choices[0].message.content
-    assert text == pieces == client.completions.create(prompt="the cat", **asked).choices[0].text
+    chats, texts = list[str | None](), list[str]()
+    for client in clients.values():
+        chats.append(client.chat.completions.create(messages=MESSAGES, **asked).choices[0].message.content)
+        chat_stream = client.chat.completions.create(messages=MESSAGES, stream=True, **asked)
+        chats.append("".join(chunk.choices[0].delta.content or "" for chunk in chat_stream))
+        texts.append(client.completions.create(prompt="the cat", **asked).choices[0].text)
+        text_stream = client.completions.create(prompt="the cat", stream=True, **asked)
+        texts.append("".join(chunk.choices[0].text for chunk in text_stream))
+    assert all([*chats, *texts])
+    assert (chats, texts) == (chats[:1] * 4, texts[:1] * 4)
 
 
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["long-llama", "own-template"]
     model = client.models.retrieve("own-template")
     assert (model.object, model.owned_by, model.to_dict()["parent"]) == ("model", "lorafleet", "long-llama")
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        client.models.retrieve("nobody")
+
+
+def test_vectors_are_the_same_in_either_encoding(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "own-template", "input": ["the cat", "a dog"]}
+    packed, plain = client.embeddings.create(**asked), client.embeddings.create(**asked, encoding_format="float")
+    for one, other in zip(packed.data, plain.data, strict=True):
+        assert one.embedding == pytest.approx(other.embedding, abs=1e-6)
+    assert packed.usage == plain.usage
 
 
 def test_usage_counts_what_the_prefix_cache_gave(client: openai.OpenAI) -> None:
@@ -137,14 +170,6 @@ def test_fields_that_change_no_answer_are_taken(client: openai.OpenAI) -> None:
     assert dressed.choices[0].message.content == plain.choices[0].message.content
 
 
-def test_a_stop_token_ends_an_answer(client: openai.OpenAI) -> None:
-    asked: Any = {"model": "", "prompt": "the cat", "max_tokens": 12, "logprobs": 0}
-    first = client.completions.create(**asked).choices[0]
-    token_ids = [client.completions.create(**asked, extra_body={"stop_token_ids": [item]}) for item in range(150, 160)]
-    assert first.finish_reason == "length"
-    assert {item.choices[0].finish_reason for item in token_ids} <= {"length", "stop"}
-
-
 def test_the_likeliest_of_several_are_given(client: openai.OpenAI) -> None:
     asked: Any = {"model": "", "prompt": "the cat", "max_tokens": 5, "temperature": 1.5, "seed": 3}
     asked["extra_body"] = {"ignore_eos": True}
@@ -175,9 +200,7 @@ def test_an_echoed_prompt_stands_before_the_answer(client: openai.OpenAI, stream
     text = "".join(part.text for part in parts)
     assert text == "the cat sat" + plain.text
     assert "".join(tokens) == text
-    assert [text[offset:].startswith(token) for offset, token in zip(offsets, tokens, strict=True)] == [True] * len(
-        tokens
-    )
+    assert all(text[offset:].startswith(token) for offset, token in zip(offsets, tokens, strict=True))
     assert scores[0] is None
     assert all(score < 0 for score in scores[1:])
 
@@ -207,19 +230,13 @@ def test_answers_parse_into_the_wanted_type(client: openai.OpenAI) -> None:
         ({"guided_grammar": 'start: "x" | "y"'}, {"x", "y"}),
         ({"guided_grammar": 'root ::= "x" | "y"'}, {"x", "y"}),
         ({"structured_outputs": {"choice": ["yes", "no"]}}, {"yes", "no"}),
-        ({"structured_outputs": {"json": {"const": {"a": 1}}}, "stop": ["}"]}, {'{"a":1', '{"a": 1', '{ "a":1'}),
+        ({"structured_outputs": {"json": {"const": {"a": 1}}}, "stop": ["}"]}, {'{"a":1'}),
     ],
 )
 def test_vllms_fields_bind_an_answer(client: openai.OpenAI, extra: dict[str, Any], right: set[str]) -> None:
-    stop = extra.pop("stop", None)
-    whole = client.completions.create(
-        model="", prompt="x", max_tokens=200, n=2, temperature=1, seed=1, stop=stop, extra_body=extra
-    )
-    texts = {choice.text.translate({9: " ", 10: "", 13: ""}) for choice in whole.choices}
-    if stop is None:
-        assert texts <= right
-    else:
-        assert all(text.replace(" ", "") == '{"a":1' for text in texts)
+    asked: Any = {"model": "", "prompt": "x", "max_tokens": 200, "n": 2, "temperature": 1, "seed": 1}
+    whole = client.completions.create(**asked, extra_body=extra)
+    assert {"".join(choice.text.split()) for choice in whole.choices} <= right
 
 
 def test_any_json_object(client: openai.OpenAI) -> None:
@@ -292,47 +309,50 @@ def test_an_adapters_own_chat_template_is_used(client: openai.OpenAI, pod: PodPr
 
 
 @pytest.mark.parametrize(
-    ("fields", "kind", "param"),
+    ("fields", "status", "param"),
     [
-        ({"model": "nobody"}, openai.NotFoundError, None),
-        ({"model": "own-template:1"}, openai.PermissionDeniedError, None),
-        ({"temperature": -1.0}, openai.UnprocessableEntityError, "temperature"),
-        ({"max_tokens": 5000}, openai.UnprocessableEntityError, "max_tokens"),
-        ({"extra_body": {"unheard_of": 1}}, openai.UnprocessableEntityError, "unheard_of"),
-        ({"extra_body": {"guided_json": {"type": "nothing"}}}, openai.UnprocessableEntityError, "guided_json"),
-        ({"extra_body": {"guided_regex": "a" * 70_000}}, openai.UnprocessableEntityError, "guided_regex"),
-        ({"extra_body": {"guided_regex": "(a"}}, openai.UnprocessableEntityError, "guided_regex"),
-        ({"extra_body": {"guided_regex": "ab\u00e9"}}, openai.UnprocessableEntityError, "guided_regex"),
-        ({"extra_body": {"guided_grammar": "start: x"}}, openai.UnprocessableEntityError, "guided_grammar"),
-        ({"extra_body": {"guided_grammar": "root ::= x"}}, openai.UnprocessableEntityError, "guided_grammar"),
-        ({"extra_body": {"guided_choice": []}}, openai.UnprocessableEntityError, "guided_choice"),
-        (
-            {"extra_body": {"guided_choice": ["a"], "guided_regex": "a"}},
-            openai.UnprocessableEntityError,
-            "guided_choice",
-        ),
-        ({"extra_body": {"structured_outputs": {}}}, openai.UnprocessableEntityError, "structured_outputs"),
-        ({"extra_body": {"stop_token_ids": [9999]}}, openai.UnprocessableEntityError, "stop_token_ids"),
-        ({"tools": TOOLS * 70}, openai.UnprocessableEntityError, "tools"),
-        ({"tools": TOOLS + TOOLS}, openai.UnprocessableEntityError, "tools"),
-        ({"tool_choice": "required"}, openai.UnprocessableEntityError, "tool_choice"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, openai.UnprocessableEntityError, "messages"),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}},
-            openai.UnprocessableEntityError,
-            "response_format",
-        ),
-        ({"messages": [{"role": "user", "content": "x " * 3000}]}, openai.APIStatusError, "messages"),
+        ({"model": "nobody"}, 404, None),
+        ({"model": "own-template:1"}, 403, None),
+        ({"temperature": -1.0}, 422, "temperature"),
+        ({"max_tokens": 5000}, 422, "max_tokens"),
+        ({"extra_body": {"unheard_of": 1}}, 422, "unheard_of"),
+        ({"extra_body": {"guided_json": {"type": "nothing"}}}, 422, "guided_json"),
+        ({"extra_body": {"guided_regex": "a" * 70_000}}, 422, "guided_regex"),
+        ({"extra_body": {"guided_regex": "(a"}}, 422, "guided_regex"),
+        ({"extra_body": {"guided_regex": "ab\u00e9"}}, 422, "guided_regex"),
+        ({"extra_body": {"guided_grammar": "start: x"}}, 422, "guided_grammar"),
+        ({"extra_body": {"guided_grammar": "root ::= x"}}, 422, "guided_grammar"),
+        ({"extra_body": {"guided_choice": []}}, 422, "guided_choice"),
+        ({"extra_body": {"guided_choice": ["a"], "guided_regex": "a"}}, 422, "guided_choice"),
+        ({"extra_body": {"structured_outputs": {}}}, 422, "structured_outputs"),
+        ({"extra_body": {"stop_token_ids": [9999]}}, 422, "stop_token_ids"),
+        ({"tools": TOOLS * 70}, 422, "tools"),
+        ({"tools": TOOLS + TOOLS}, 422, "tools"),
+        ({"tool_choice": "required"}, 422, "tool_choice"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 422, "messages"),
+        ({"response_format": UNHEARD_OF_SCHEMA}, 422, "response_format"),
+        ({"messages": [{"role": "user", "content": "x " * 3000}]}, 413, "messages"),
     ],
 )
 def test_errors_are_the_clients_own(
-    client: openai.OpenAI, fields: dict[str, Any], kind: type[openai.APIStatusError], param: str | None
+    client: openai.OpenAI, fields: dict[str, Any], status: int, param: str | None
 ) -> None:
     asked: Any = {"model": "", "messages": MESSAGES, "max_tokens": 8, **fields}
-    with pytest.raises(kind) as caught:
+    with pytest.raises(ERRORS[status]) as caught:
         client.chat.completions.create(**asked)
-    assert caught.value.param == param
-    assert caught.value.status_code == getattr(kind, "status_code", 413)
+    assert (caught.value.status_code, caught.value.param) == (status, param)
+
+
+@pytest.mark.parametrize(("method", "fields"), ROUTES)
+def test_every_route_has_the_same_errors(client: openai.OpenAI, method: str, fields: dict[str, Any]) -> None:
+    for changed, status in (
+        ({"model": "nobody"}, 404),
+        ({"extra_body": {"unheard_of": 1}}, 422),
+        ({"extra_headers": {"Authorization": "Bearer wrong"}}, 401),
+    ):
+        with pytest.raises(ERRORS[status]) as caught:
+            attrgetter(method)(client)(**{"model": "", **fields, **changed})
+        assert caught.value.status_code == status
 
 
 def test_a_dead_end_is_an_error_in_a_stream_too(client: openai.OpenAI) -> None:
@@ -341,12 +361,10 @@ def test_a_dead_end_is_an_error_in_a_stream_too(client: openai.OpenAI) -> None:
         list(stream)
 
 
-def test_the_admin_token_is_asked_for(pod: PodProcess) -> None:
-    with openai.OpenAI(base_url=f"{pod.url}/v1", api_key="wrong", max_retries=0) as other:
-        with pytest.raises(openai.AuthenticationError):
-            other.get("/adapters", cast_to=object)
-        allowed = other.with_options(api_key=ADMIN_TOKEN).get("/adapters", cast_to=object)
-    assert allowed
+def test_the_admin_token_is_asked_for(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="wrong").get("/adapters", cast_to=object)
+    assert client.with_options(api_key=ADMIN_TOKEN).get("/adapters", cast_to=object)
 
 
 def test_more_answers_than_can_ever_wait_are_refused(client: openai.OpenAI) -> None:
@@ -370,12 +388,13 @@ def test_more_answers_than_may_wait_are_turned_away_for_now(client: openai.OpenA
     assert all(int(error.response.headers["Retry-After"]) >= 1 for error in refusals)
 
 
-def test_a_leaving_pod_says_so(pod: PodProcess, client: openai.OpenAI) -> None:
+def test_a_leaving_pod_says_so(pod: PodProcess, clients: dict[str, openai.OpenAI]) -> None:
     """The last test of the module: its pod ends."""
-    with client.completions.create(model="", prompt="the", max_tokens=1000, stream=True) as running:
+    with clients["sync"].completions.create(model="", prompt="the", max_tokens=1000, stream=True) as running:
         next(iter(running))
         pod.signal(signal.SIGTERM)
         pod.wait_for(lambda: pod.http.get("/ready").json()["status"] == "draining" or None, "the pod to drain")
-        with pytest.raises(openai.InternalServerError) as caught:
-            client.completions.create(model="", prompt="x")
-    assert caught.value.status_code == 503
+        for client in clients.values():
+            with pytest.raises(openai.InternalServerError) as caught:
+                client.completions.create(model="", prompt="x")
+            assert caught.value.status_code == 503
