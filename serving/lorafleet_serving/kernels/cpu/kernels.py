@@ -34,8 +34,9 @@ from lorafleet_serving.kernels.weight_format import WeightFormat
 from lorafleet_serving.kernels.weights import Int4Weight, Int8Weight, Weight
 
 _CPU = torch.device("cpu")
-_PAIRS_WORK = 24_000
-"""Rows of one adapter by ranks of a site up to which products of pairs are faster than torch's."""
+_PAIRS_ROWS, _PAIRS_WORK = 1024, 100_000
+"""Rows of one adapter, and rows by ranks of a site, up to either of which products of pairs are faster than torch's,
+for which the panels must be written out each time."""
 
 
 class _ByRows(NamedTuple):
@@ -203,7 +204,7 @@ class CpuKernels:
         num_rows = run.end - run.start
         if num_rows < lora.LONG_RUN or not self._has_pairs:
             return num_rows < lora.LONG_RUN
-        return num_rows * run.adapter.addresses.mean_rank <= _PAIRS_WORK
+        return num_rows <= _PAIRS_ROWS or num_rows * run.adapter.addresses.mean_rank <= _PAIRS_WORK
 
     def _pack_dense(self, weight: Tensor) -> PackedWeight:
         return OneDnnWeight.of(weight) if self._packs else DenseWeight(weight)

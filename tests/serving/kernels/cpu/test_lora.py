@@ -121,7 +121,7 @@ def test_large_ranks_are_rounded_once(rank: int) -> None:
 @pytest.mark.parametrize("is_rescaled", [False, True])
 def test_a_run_that_is_left_to_torch_is_written_out_first(is_rescaled: bool) -> None:
     kernels = CpuKernels(torch.bfloat16)
-    ranks, num_rows = (64, 63, 64), 512
+    ranks, num_rows = (64, 63, 64), 1100
     weights = make_rescaled(ranks, torch.bfloat16) if is_rescaled else make_weights(ranks, torch.bfloat16)
     x, y = torch.randn(num_rows, IN_FEATURES).bfloat16(), torch.randn(num_rows, sum(OUT_FEATURES)).bfloat16()
     exact = expected_lora(x.float(), y.float(), [(0, num_rows, _in_fp32(weights))])
