@@ -49,6 +49,8 @@ RATIOS = {
 }
 """What is told as a ratio: of the two in one round, then the median of the rounds, since other tenants of a machine may
 take half of its speed for minutes."""
+SLOW = ("transformers.", "peft.", "vllm.")
+"""Peers, of which one measurement in a round takes many seconds."""
 LONG_PROMPT = tuple(7 * i % 40000 + 100 for i in range(1024))
 
 Report = Callable[[str], None]
@@ -95,10 +97,17 @@ def measure(
 
 def _rounds(contenders: Mapping[str, Callable[[], float]], repeats: int, report: Report) -> dict[str, list[float]]:
     runs: dict[str, list[float]] = {}
+    peers = {name: run for name, run in contenders.items() if name.startswith(SLOW)}
+    quick = {name: run for name, run in contenders.items() if name not in peers}
     for repeat in range(repeats):
-        # Side by side in each round, so that whatever else the machine does strikes all alike.
-        for name, run in contenders.items():
-            runs.setdefault(name, []).append(run())
+        # Side by side in each round, so that whatever else the machine does strikes all alike; and there and back, so
+        # that what gets worse or better meanwhile does so too.
+        there = {name: run() for name, run in quick.items()}
+        once = {name: run() for name, run in peers.items()}
+        back = {name: quick[name]() for name in reversed(quick)}
+        both = {name: statistics.harmonic_mean((rate, back[name])) for name, rate in there.items()}
+        for name, rate in (both | once).items():
+            runs.setdefault(name, []).append(rate)
         report(f"round {repeat + 1}: " + ", ".join(f"{name} {values[-1]:.0f}" for name, values in runs.items()))
     return runs
 
