@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StrictInt, model_validator
 from pydantic.config import JsonDict
 
 from lorafleet_serving.engine.constraint import MAX_GBNF_CHARACTERS
@@ -18,6 +18,7 @@ MAX_ANSWERS = 16
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 500
 MAX_BIASES = 300
+MAX_METADATA = 100
 MAX_LOGPROBS = 20
 MAX_PROMPT_LOGPROBS = 65_536
 """Log-probabilities of prompt tokens and of alternatives to them that a request may ask for: 8192 tokens with seven."""
@@ -34,6 +35,20 @@ class _FirstErrorOnly(FailFast):
 
 
 FirstErrorOnly = _FirstErrorOnly()
+
+
+def _at_most(num_items: int) -> BeforeValidator:
+    """A mapping of no more items, counted first: each wrong one would be an error of its own, as in a long list."""
+
+    def count(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > num_items:
+            raise ValueError(f"{len(value)} items are more than the {num_items} that may be given")
+        return value
+
+    return BeforeValidator(count)
+
+
+Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 Strings = Annotated[list[str], FirstErrorOnly]
 Text = Annotated[str, Field(min_length=1)]
@@ -165,7 +180,7 @@ class SamplingFields(ConstraintFields):
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+    logit_bias: Annotated[dict[TokenKey, Bias] | None, _at_most(MAX_BIASES)] = Field(
         None, max_length=MAX_BIASES, description="Token ids, and what is added to their logits"
     )
     min_tokens: int | None = Field(None, ge=0, description="Tokens before which the answer does not end")
@@ -177,7 +192,9 @@ class SamplingFields(ConstraintFields):
     user: str | None = Field(
         None, description="Whom the request is for: a canary answers the same users again and again"
     )
-    metadata: dict[str, str] | None = Field(None, description=_NOT_USED)
+    metadata: Annotated[dict[str, str] | None, _at_most(MAX_METADATA)] = Field(
+        None, max_length=MAX_METADATA, description=_NOT_USED
+    )
     store: bool | None = Field(None, description=f"{_NOT_USED}: nothing is stored")
     service_tier: str | None = Field(None, description=_NOT_USED)
     safety_identifier: str | None = Field(None, description="The same, where `user` is not given")

@@ -200,6 +200,7 @@ def test_models_give_parent_root_version_and_digest(pod: PodProcess, adapter: Re
         ({"prompt": "x", "logit_bias": {"1": 101}}, 422, "logit_bias"),
         ({"prompt": "x", "logit_bias": {"100000": 1}}, 422, "logit_bias"),
         ({"prompt": "x", "logit_bias": {str(token_id): 1 for token_id in range(301)}}, 422, "logit_bias"),
+        ({"prompt": "x", "metadata": {str(number): "x" for number in range(101)}}, 422, "metadata"),
         ({"prompt": "x", "max_tokens": 4, "min_tokens": 5}, 422, "min_tokens"),
         ({"prompt": "x", "stop": ["a"] * 17}, 422, "stop"),
         ({"prompt": ""}, 422, "prompt"),
