@@ -57,8 +57,11 @@ def _top(probabilities: Tensor, params: SamplingParams) -> Candidates:
     left = Candidates(top.values, top.indices)
     if params.top_p is None or params.top_p == 1.0:
         return left
-    # The smallest set that holds the share: a token is kept while those before it hold less.
-    return left.keep(left.weights.cumsum(dim=-1) - left.weights < share)
+    # The smallest set that holds the share: a token is kept while those before it hold less, and the first of them
+    # however small the share is: it may be rounded to nothing.
+    kept = left.weights.cumsum(dim=-1) - left.weights < share
+    kept[0] = True
+    return left.keep(kept)
 
 
 def _typical(weights: Tensor, share: float) -> Tensor:
@@ -70,4 +73,5 @@ def _typical(weights: Tensor, share: float) -> Tensor:
     ordered = normalized[order]
     kept = torch.zeros_like(normalized, dtype=torch.bool)
     kept[order[ordered.cumsum(dim=-1) - ordered < share]] = True
+    kept[order[0]] = True
     return kept

@@ -158,11 +158,11 @@ def test_row_that_is_not_finite_gets_no_token_and_others_do(bad: float) -> None:
 
 extremes = st.fixed_dictionaries(
     {
-        "temperature": st.one_of(st.just(0.0), st.floats(1e-300, 1e30, allow_subnormal=False)),
+        "temperature": st.one_of(st.just(0.0), st.floats(5e-324, 1e30)),
         "top_k": st.one_of(st.none(), st.integers(1, 1 << 40)),
-        "top_p": st.one_of(st.none(), st.floats(1e-300, 1.0, allow_subnormal=False)),
+        "top_p": st.one_of(st.none(), st.just(5e-324), st.floats(5e-324, 1.0)),
         "min_p": st.one_of(st.none(), st.floats(0.0, 1.0, allow_subnormal=False)),
-        "typical_p": st.one_of(st.none(), st.floats(1e-300, 1.0, allow_subnormal=False)),
+        "typical_p": st.one_of(st.none(), st.just(5e-324), st.floats(5e-324, 1.0)),
         "repetition_penalty": st.floats(0.01, 100.0),
         "frequency_penalty": st.floats(-2.0, 2.0, allow_subnormal=False),
         "presence_penalty": st.floats(-2.0, 2.0, allow_subnormal=False),
@@ -172,6 +172,16 @@ extremes = st.fixed_dictionaries(
         "seed": st.integers(0, 9),
     }
 )
+
+
+@pytest.mark.parametrize("top_k", [1, 3, None])
+@pytest.mark.parametrize("share", ["top_p", "typical_p"])
+def test_a_share_that_is_rounded_to_nothing_leaves_the_likeliest(share: str, top_k: int | None) -> None:
+    sampling = {share: 5e-324, "top_k": top_k, "temperature": 1.0}
+    (item,) = sample(torch.linspace(0.0, 1.0, 50)[None], [make_sequence(**sampling)])  # type: ignore[arg-type]
+    assert item.token_id is not None
+    if share == "top_p":
+        assert item.token_id == 49
 
 
 @given(
