@@ -1,8 +1,8 @@
-"""What was computed for whom: an account for each tenant, and for each adapter of a tenant.
+"""What somebody has had of what is shared: an account for each tenant, and for each adapter of a tenant.
 
-An account is a virtual time: tokens computed, divided by the weight of whom they were computed for. Whoever has the
-least is served next, as in start-time fair queueing (Goyal, Vin and Cheng, 1996) and in the virtual token counter
-(Sheng et al., "Fairness in Serving Large Language Models", 2024).
+An account is a virtual time: tokens computed, or steps on the device, divided by the weight of whom they were for.
+Whoever has the least is served next, as in start-time fair queueing (Goyal, Vin and Cheng, 1996) and in the virtual
+token counter (Sheng et al., "Fairness in Serving Large Language Models", 2024).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Account:
 
     def __init__(self) -> None:
         self.served = 0.0
-        """Tokens computed since the accounts began, divided by the weight."""
+        """Had since the accounts began, divided by the weight."""
         self.num_waiting = 0
         self.num_running = 0
 

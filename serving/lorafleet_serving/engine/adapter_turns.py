@@ -4,11 +4,13 @@ An adapter is held for sequences while it computes for them, and not for as long
 about a step, to wait for somebody's answer to end takes thousands. A sequence whose adapter is not there pauses: it
 keeps its place in the batch and its blocks.
 
-An adapter on the device stays for `turn_steps` steps before another may have its place. Between tenants the one served
-least, by weight, is next, and takes its place from one served more; among the adapters of a tenant it is the one that
-waits longest, a level of priority counting as `PRIORITY_STEPS` steps of waiting. So of n adapters of one tenant and
-priority, where at least k fit at a time, none pauses for more than ceil(n / k) * turn_steps steps; and tenants have
-the device, tokens by weight, to within what a turn brings.
+An adapter on the device stays for `turn_steps` steps before another may have its place. Between tenants the one that
+has had least of the device is next, and takes its place from one that had more; among the adapters of a tenant it is
+the one that waits longest, a level of priority counting as `PRIORITY_STEPS` steps of waiting. What a tenant has had is
+counted in steps of its adapters on the device, by its weight, since somebody was first kept waiting for it: whoever
+holds a place pays for it, whether it computes or not. So of n adapters of one tenant and priority, where at least k fit
+at a time, none pauses for more than ceil(n / k) * turn_steps steps; and tenants have the device, by weight, to within
+what a turn brings.
 """
 
 from __future__ import annotations
@@ -62,7 +64,10 @@ class AdapterTurns:
     def begin_step(self) -> None:
         """Let those whose turn is over make way for those that wait."""
         self._step += 1
-        if not self._waits_since:
+        if self._waits_since:
+            for adapter in self._began:
+                self._charge(adapter)
+        else:
             self._tenants.begin_anew()
         for adapter in sorted(self._waits_since, key=self._place):
             # None is let past one that needs more room than is free yet: it would wait for ever.
@@ -101,11 +106,6 @@ class AdapterTurns:
         if adapter in self._began:
             self._end(adapter)
 
-    def charge(self, sequence: Sequence, amount: float) -> None:
-        """So much was computed for a sequence, by its tenant's weight."""
-        if sequence in self._accounts:
-            self._accounts[sequence].served += amount
-
     def check_integrity(self, batch: Iterable[Sequence]) -> None:
         """Check that each adapter of the batch, and no other, is either held or waits."""
         adapters: dict[str, set[Sequence]] = {}
@@ -140,6 +140,12 @@ class AdapterTurns:
     def _end(self, adapter: str) -> None:
         del self._began[adapter]
         self._residency.release(adapter)
+
+    def _charge(self, adapter: str) -> None:
+        """For a step on the device, shared by the tenants who have it there."""
+        weights = {self._accounts[sequence]: sequence.request.tenant.weight for sequence in self._batch[adapter]}
+        for account, weight in weights.items():
+            account.served += 1 / (weight * len(weights))
 
     def _accounts_of(self, adapter: str) -> list[Account]:
         return [self._accounts[sequence] for sequence in self._batch[adapter]]

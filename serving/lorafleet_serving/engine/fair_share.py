@@ -70,8 +70,8 @@ class FairShare:
         """Take note of those who found no place in this step, or fewer tokens than their prompts have."""
         self._kept_waiting = kept_waiting
 
-    def charge(self, sequence: Sequence, num_tokens: int) -> float:
-        """The next `num_tokens` of a sequence are computed; returns what that is by its tenant's weight.
+    def charge(self, sequence: Sequence, num_tokens: int) -> None:
+        """The next `num_tokens` of a sequence are computed.
 
         Those that were computed before, and lost by a preemption, cost nothing: to be preempted is no debt.
         """
@@ -79,11 +79,9 @@ class FairShare:
         num_new = max(0, end - max(sequence.num_charged, sequence.num_computed))
         sequence.num_charged = max(sequence.num_charged, end)
         tenant, adapter = self._accounts[sequence]
-        amount = num_new / sequence.request.tenant.weight
-        tenant.served += amount
+        tenant.served += num_new / sequence.request.tenant.weight
         adapter.served += num_new
         self._num_tokens += num_new
-        return amount
 
     def first(self, sequences: Iterable[Sequence]) -> Sequence:
         """Whose turn it is."""

@@ -107,7 +107,7 @@ class Scheduler:
 
     def keep(self, sequence: Sequence, num_tokens: int) -> None:
         """The next tokens of a sequence have been computed, guesses that were right among them."""
-        self._charge(sequence, num_tokens)
+        self._shares.charge(sequence, num_tokens)
         sequence.num_computed += num_tokens
         self._blocks.remember(sequence, num_tokens)
 
@@ -167,7 +167,7 @@ class Scheduler:
             else:
                 decoding[sequence] = None
         for sequence in decoding:
-            self._charge(sequence, 1)
+            self._shares.charge(sequence, 1)
         return self._with_guesses(list(decoding))
 
     def _with_guesses(self, decoding: list[Sequence]) -> list[Chunk]:
@@ -198,7 +198,7 @@ class Scheduler:
             chunks.append(Chunk(sequence, min(sequence.num_remaining, budget)))
             if chunks[-1].num_tokens < sequence.num_remaining:
                 begun.append(sequence)  # That was all there was.
-            self._charge(sequence, chunks[-1].num_tokens)
+            self._shares.charge(sequence, chunks[-1].num_tokens)
             budget -= chunks[-1].num_tokens
         left = [*begun, *self.waiting.heads()]
         if self._is_full and left and (first := self._shares.first(left)).status is SequenceStatus.WAITING:
@@ -239,9 +239,6 @@ class Scheduler:
         self._shares.preempt(sequence)
         self.waiting.add(sequence)
         self.num_preemptions += 1
-
-    def _charge(self, sequence: Sequence, num_tokens: int) -> None:
-        self._turns.charge(sequence, self._shares.charge(sequence, num_tokens))
 
     def _give_back(self, sequence: Sequence, *, forget: bool = False) -> None:
         self._blocks.free(sequence, forget=forget)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 
+import pytest
 from hypothesis import given, settings, strategies as st
 
 from lorafleet_serving.engine.adapter_turns import PRIORITY_STEPS, AdapterTurns
-from lorafleet_serving.engine.request import GenerationRequest
+from lorafleet_serving.engine.request import ANONYMOUS, GenerationRequest, Tenant
 from lorafleet_serving.engine.sequence import Sequence
 
 MOST_ADAPTERS = 8
@@ -41,8 +42,8 @@ class Batch:
         self.sequences: dict[str, list[Sequence]] = defaultdict(list)
         self._num_entered = 0
 
-    def enter(self, name: str, priority: int = 0) -> None:
-        request = GenerationRequest(str(self._num_entered), (1,), adapter=name, priority=priority)
+    def enter(self, name: str, priority: int = 0, tenant: Tenant = ANONYMOUS) -> None:
+        request = GenerationRequest(str(self._num_entered), (1,), adapter=name, tenant=tenant, priority=priority)
         self.sequences[name].append(Sequence(request, self._num_entered))
         self._num_entered += 1
         self.turns.enter(self.sequences[name][-1])
@@ -142,6 +143,54 @@ def test_nobody_pauses_longer_than_is_said(
             batch.step()
             paused = Counter({name: paused[name] + 1 for name in batch.paused()})
             assert max(paused.values(), default=0) <= most_steps, f"paused for {paused}, said were {most_steps}"
+
+
+TENANTS = [Tenant("one"), Tenant("two", 2.0), Tenant("half", 0.5)]
+
+
+@settings(deadline=None)
+@given(
+    num_slots=st.integers(1, 4),
+    turn_steps=st.integers(1, 4),
+    events=st.lists(
+        st.tuples(st.booleans(), st.integers(0, MOST_ADAPTERS - 1), st.sampled_from(TENANTS), st.integers(0, 6)),
+        max_size=60,
+    ),
+)
+def test_nobody_pauses_for_as_long_as_another_tenant_likes(
+    num_slots: int, turn_steps: int, events: list[tuple[bool, int, Tenant, int]]
+) -> None:
+    """Tenants with adapters of their own come and go, and compute or not as they like: nothing is told of that."""
+    names = [f"{tenant.name}-{number}" for tenant in TENANTS for number in range(MOST_ADAPTERS)]
+    batch = Batch(Device(num_slots, dict.fromkeys(names, 1)), turn_steps)
+    # A tenant has a sixth of the device at least, by its weight, while its adapters take turns; and gives back what it
+    # had more, for all of a turn, before.
+    most_steps = 8 * (MOST_ADAPTERS + num_slots) * (turn_steps + 1)
+    paused: Counter[str] = Counter()
+    for joins, number, tenant, num_steps in [*events, (True, 0, TENANTS[0], 2 * most_steps)]:
+        name = f"{tenant.name}-{number}"
+        if joins:
+            batch.enter(name, tenant=tenant)
+        else:
+            batch.leave(name)
+        for _ in range(num_steps):
+            batch.step()
+            paused = Counter({name: paused[name] + 1 for name in batch.paused()})
+            assert max(paused.values(), default=0) <= most_steps
+
+
+def test_tenants_have_the_device_by_weight() -> None:
+    names = [f"{tenant.name}-{number}" for tenant in TENANTS for number in range(5)]
+    device = Device(2, dict.fromkeys(names, 1))
+    batch = Batch(device, 3)
+    for name in names:
+        batch.enter(name, tenant=next(tenant for tenant in TENANTS if name.startswith(tenant.name)))
+    had: Counter[str] = Counter()
+    for _ in range(1000):
+        batch.step()
+        had += Counter(name.partition("-")[0] for name in device.held)
+    assert had["two"] / had["one"] == pytest.approx(2.0, rel=0.1)
+    assert had["one"] / had["half"] == pytest.approx(2.0, rel=0.1)
 
 
 def test_a_higher_priority_waits_less_and_a_lower_one_not_for_ever() -> None:

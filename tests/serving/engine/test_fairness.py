@@ -209,6 +209,34 @@ def test_nobody_is_behind_for_what_was_had_while_nobody_waited(
     event(f"preempted {min(drive.num_preemptions, 3)}")
 
 
+@pytest.mark.parametrize("num_new", [100, 400])
+def test_who_computes_nothing_keeps_no_place_on_the_device(num_new: int) -> None:
+    """A tenant holds the only place for a prompt that others go before, since it has so much else computed."""
+    drive = Drive(
+        num_blocks=2000,
+        num_slots=1,
+        max_num_seqs=32,
+        max_batched_tokens=32,
+        max_prefill_tokens=4,
+        turn_steps=4,
+        fairness_slack=64,
+    )
+    paused = drive.add(2, 2000, "paused", tenant=Tenant("one"))
+    for _ in range(3):
+        drive.step()
+    holder = Tenant("two")
+    drive.add(400, 10, "held", 100, tenant=holder)
+    answers = [drive.add(2, num_new, None, 1000 * number, tenant=holder) for number in range(1, 9)]
+    others = Greedy(Tenant("three"), None, 0, 60, 1)
+    longest = num_paused = 0
+    while any(answer.status is not SequenceStatus.FINISHED for answer in answers):
+        others.top_up(drive)
+        computed = [chunk.sequence for chunk in drive.step()]
+        num_paused = 0 if paused in computed else num_paused + 1
+        longest = max(longest, num_paused)
+    assert 0 < longest <= 2 * drive.turn_steps
+
+
 @pytest.mark.parametrize("weight", [1.0, 3.0])
 def test_tenants_that_always_ask_share_by_weight(weight: float) -> None:
     drive = Drive(num_blocks=64)
