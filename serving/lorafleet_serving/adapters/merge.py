@@ -71,7 +71,14 @@ def _merged_tensors(members: Sequence[_Member], recipe: MergeRecipe) -> Iterator
         for name in member.names:
             owners[name].append(member)
     for name in sorted(owners):
-        yield name, _merge(name, owners[name], recipe, is_single=len(members) == 1)
+        merged = _merge(name, owners[name], recipe, is_single=len(members) == 1)
+        if not bool(merged.isfinite().all()):
+            told = ", ".join(f"{member.weight:g}" for member in owners[name])
+            raise AdapterRefusal(
+                f"merged with the weights {told} and the density {recipe.density:g}, {name} is not finite: "
+                "give smaller weights, or a higher density"
+            )
+        yield name, merged
 
 
 def _merge(name: str, members: Sequence[_Member], recipe: MergeRecipe, *, is_single: bool) -> Tensor:

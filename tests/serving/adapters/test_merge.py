@@ -183,6 +183,20 @@ def test_members_of_different_rank_are_refused(base: Path, adapters: dict[str, P
         write_merge(recipe, {**adapters, "wide": folder}, tmp_path / "merged")
 
 
+@pytest.mark.parametrize(
+    ("weight", "density", "strategy"),
+    [(1e80, 1.0, MergeStrategy.LINEAR), (1.0, 5e-324, MergeStrategy.DARE_LINEAR), (1e80, 0.5, MergeStrategy.TIES)],
+)
+def test_what_would_not_be_finite_is_refused_with_its_numbers(
+    adapters: dict[str, Path], tmp_path: Path, weight: float, density: float, strategy: MergeStrategy
+) -> None:
+    first, second = list(adapters)[:2]
+    recipe = MergeRecipe((MergeMember(first, weight), MergeMember(second, 1.0)), strategy, density)
+    with pytest.raises(AdapterRefusal, match="not finite: give smaller weights") as caught:
+        write_merge(recipe, adapters, tmp_path / "merged")
+    assert f"{weight:g}" in str(caught.value)
+
+
 def test_dora_members_are_refused(base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
     folder = write_adapter(base, tmp_path / "dora", 9, r=4, target_modules=["q_proj"], use_dora=True)
     recipe = MergeRecipe((MergeMember("few", 1.0), MergeMember("dora", 1.0)))
