@@ -21,6 +21,8 @@ ADMIN = Tenant("admin")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_WEIGHT = 1000.0
+_MAX_PATTERNS, _MAX_PATTERN_CHARACTERS = 100, 200
+_MAX_PER_MINUTE = 10**9
 
 
 class Scope(StrEnum):
@@ -43,6 +45,11 @@ class ApiKey:
     max_waiting: int | None = None
     """Requests that may wait at a time; None leaves it to the pod's own limit."""
     scopes: frozenset[Scope] = frozenset()
+    models: tuple[str, ...] = ("*",)
+    """Patterns, as of file names, of what may be asked for: names of adapters, and the base model's id."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Of prompts and answers together."""
 
     @property
     def tenant(self) -> Tenant:
@@ -58,6 +65,11 @@ class ApiKeys:
 
     def __iter__(self) -> Iterator[ApiKey]:
         return iter(self._keys)
+
+    @property
+    def tenants(self) -> list[Tenant]:
+        """Whom requests are computed for."""
+        return [key.tenant for key in self._keys]
 
     @classmethod
     def read(cls, path: Path) -> ApiKeys:
@@ -101,6 +113,7 @@ def _read_key(path: Path, number: int, entry: Any) -> ApiKey:
         )
     name, weight, waiting = entry["name"], entry.get("weight", 1.0), entry.get("max_waiting")
     highest, scopes = entry.get("max_priority", 0), entry.get("scopes", [])
+    models = entry.get("models", ["*"])
     reserved = (ANONYMOUS.name, ADMIN.name)
     for what, valid, limit in (
         (
@@ -117,10 +130,28 @@ def _read_key(path: Path, number: int, entry: Any) -> ApiKey:
             isinstance(scopes, list) and all(scope in list(Scope) for scope in scopes),
             f"of {[*map(str, Scope)]}",
         ),
+        ("models", _are_patterns(models), f"1 to {_MAX_PATTERNS} patterns of names, such as 'support-*'"),
+        *(
+            (what, entry.get(what) is None or _is_allowance(entry[what]), f"a whole number from 1 to {_MAX_PER_MINUTE}")
+            for what in ("requests_per_minute", "tokens_per_minute")
+        ),
     ):
         if not valid:
             raise InvalidSetting(f"api_keys {path}, key {number}: {what} must be {limit}")
-    return ApiKey(**{**entry, "weight": float(weight), "scopes": frozenset(map(Scope, scopes))})
+    changed = {"weight": float(weight), "scopes": frozenset(map(Scope, scopes)), "models": tuple(models)}
+    return ApiKey(**{**entry, **changed})
+
+
+def _are_patterns(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and 1 <= len(value) <= _MAX_PATTERNS
+        and all(isinstance(item, str) and 1 <= len(item) <= _MAX_PATTERN_CHARACTERS for item in value)
+    )
+
+
+def _is_allowance(value: object) -> bool:
+    return type(value) is int and 1 <= value <= _MAX_PER_MINUTE
 
 
 def _is_number(value: object) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
 from lorafleet_serving.engine.request import ANONYMOUS, Tenant
+from lorafleet_serving.quota import Quota, Reservation
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,24 @@ class Caller:
     priority: int = 0
     deadline: float | None = None
     """When the caller gives up, on the clock of `time.monotonic`."""
+    models: tuple[str, ...] = ("*",)
+    """Patterns of what may be asked for."""
+    quota: Quota | None = field(default=None, compare=False)
+    """What is left to have; None is without limits."""
     goes_by: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
     """What decides whether a canary answers: the same of the same user, or of the same key."""
+
+    def may_ask(self, model: str) -> bool:
+        """Whether an adapter of that name, or the base model of that id, may be asked for."""
+        return any(fnmatchcase(model, pattern) for pattern in self.models)
+
+    def reserved(self, num_tokens: int) -> AbstractContextManager[Reservation]:
+        """Tokens that an answer may come to, while it is made.
+
+        Raises:
+            QuotaExceeded: so many are not left.
+        """
+        return nullcontext(Reservation()) if self.quota is None else self.quota.reserved(num_tokens)
 
     def on_behalf_of(self, user: str | None) -> Caller:
         """The caller with the user whom a request is for, where it names one."""

@@ -102,12 +102,20 @@ class Forbidden(ServingError):
     """Raised when the caller may not do what it asks for, or the route is switched off."""
 
 
-class QueueFull(ServingError):
-    """Raised when as many requests wait as the pod lets wait; says when to come back."""
+class TryLater(ServingError):
+    """Base class of what is over after a time that is known, in seconds."""
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class QueueFull(TryLater):
+    """Raised when as many requests wait as the pod lets wait; says when to come back."""
+
+
+class QuotaExceeded(TryLater):
+    """Raised when a key has had what it may have in a minute; says when to come back."""
 
 
 class PodUnavailable(ServingError):

@@ -32,7 +32,6 @@ from lorafleet_serving.adapters.rollout import Rollout
 from lorafleet_serving.adapters.smoke import SmokeTest
 from lorafleet_serving.adapters.trial import Trial
 from lorafleet_serving.adapters.watcher import RegistryLook, RegistryWatcher
-from lorafleet_serving.api_keys import ApiKeys
 from lorafleet_serving.caller import Caller
 from lorafleet_serving.config import PodConfig
 from lorafleet_serving.constraint_check import ConstraintCheck
@@ -49,6 +48,7 @@ from lorafleet_serving.exceptions import (
 )
 from lorafleet_serving.generation import Generation
 from lorafleet_serving.in_flight import InFlight
+from lorafleet_serving.key_file import KeyFile
 from lorafleet_serving.light_transformers import keep_torch_from_transformers
 from lorafleet_serving.loop import post
 from lorafleet_serving.tokenizer import PodTokenizer
@@ -72,9 +72,10 @@ class Pod:
 
     def __init__(self, config: PodConfig, *, on_failure: Callable[[str], None]) -> None:
         self.config = config
-        self.api_keys = None if config.api_keys is None else ApiKeys.read(config.api_keys)
-        tenants = [ANONYMOUS] if self.api_keys is None else [key.tenant for key in self.api_keys]
-        self.limits = WaitingLimits(config.max_waiting, tenants)
+        self.key_file = None if config.api_keys is None else KeyFile(config.api_keys)
+        self.limits = WaitingLimits(
+            config.max_waiting, [ANONYMOUS] if self.key_file is None else self.key_file.keys.tenants
+        )
         self.base_digest = ""
         self.catalog = Catalog()
         self.engine = EngineHandle(
@@ -95,6 +96,7 @@ class Pod:
         self._tokenizer: PodTokenizer | None = None
         self._constraints: ConstraintCheck | None = None
         self._followed: _Followed | None = None
+        self._following_keys: asyncio.Task[None] | None = None
         self._caught_up = False
         self._cache_lock: IO[str] | None = None
         """Held open, and so held, as long as the pod lives."""
@@ -172,11 +174,16 @@ class Pod:
         await asyncio.to_thread(constraints.prepare)
         # Set last: with it the pod may be ready.
         self._constraints, self._tokenizer = constraints, tokenizer
+        if self.key_file is not None:
+            follow = self.key_file.follow(lambda keys: self.limits.share_among(keys.tenants))
+            self._following_keys = asyncio.create_task(follow, name="api-keys")
         if self.config.registry is not None:
             self._follow(RegistryClient(self.config.registry), tokenizer)
 
     async def stop(self) -> None:
         """End the processes."""
+        if self._following_keys is not None:
+            self._following_keys.cancel()
         if self._followed is not None:
             self._followed.watcher.stop()
             self._followed.rollout.stop()
@@ -202,12 +209,13 @@ class Pod:
 
         Raises:
             UnknownAdapter, AdapterWithdrawn, AdapterNotReady: it cannot be served.
-            Forbidden: the caller may not name adapters so.
+            Forbidden: the caller may not ask for it, or not name adapters so.
             PodUnavailable: the pod is not ready.
         """
         if self.is_draining:
             raise PodUnavailable("the pod is shutting down: ask another replica")
         if text in ("", self.config.base_id):
+            _check_may_ask(caller, self.config.base_id)
             return None
         try:
             reference = parse_reference(text)
@@ -215,6 +223,7 @@ class Pod:
             raise UnknownAdapter(str(error)) from error
         if isinstance(reference, AddressedAdapter):
             raise Forbidden(f"{reference} is an address: register the adapter and ask it by name")
+        _check_may_ask(caller, reference.name)
         if reference.version is not None and not caller.names_versions:
             raise Forbidden(
                 f"{reference} names a version: that needs the admin token, or a key with the scope 'versions', "
@@ -258,28 +267,23 @@ class Pod:
         Raises:
             PodUnavailable: the engine is down, or the pod is.
             QueueFull: too many requests wait.
+            QuotaExceeded: the answer may become longer than what the caller has left.
         """
         self.in_flight.check_open()
         digest = version.digest if version is not None else None
         if digest is not None and not self.host.holds(digest):
             # It was when it was found, and is held since; the engine died.
             raise PodUnavailable("the engine has started again and loads its adapters: try again in a few seconds")
-        request = GenerationRequest(
-            uuid.uuid4().hex,
-            token_ids,
-            sampling,
-            digest,
-            pooling=pooling,
-            tenant=caller.tenant,
-            priority=caller.priority,
-            deadline=caller.deadline,
-        )
+        request = _request(token_ids, sampling, digest, pooling, caller)
         with contextlib.ExitStack() as resources:
             if digest is not None:
                 resources.enter_context(self.host.lease(digest))
+            num_most = len(token_ids) + (sampling.max_new_tokens if pooling is None else 0)
+            reservation = resources.enter_context(caller.reserved(num_most))
             stream = self.engine.submit(request)
             resources.callback(stream.close)
             generation = Generation(stream, self.tokenizer, token_ids, stop, resources.pop_all())
+        reservation.count = lambda: len(token_ids) + (generation.num_tokens if pooling is None else 0)
         self.in_flight.add(generation)
         return generation
 
@@ -363,6 +367,26 @@ def _once_started(part: Part | None) -> Part:
     if part is None:
         raise PodUnavailable("the pod is starting: try again in a few seconds")
     return part
+
+
+def _request(
+    token_ids: tuple[int, ...], sampling: SamplingParams, digest: str | None, pooling: Pooling | None, caller: Caller
+) -> GenerationRequest:
+    return GenerationRequest(
+        uuid.uuid4().hex,
+        token_ids,
+        sampling,
+        digest,
+        pooling=pooling,
+        tenant=caller.tenant,
+        priority=caller.priority,
+        deadline=caller.deadline,
+    )
+
+
+def _check_may_ask(caller: Caller, model: str) -> None:
+    if not caller.may_ask(model):
+        raise Forbidden(f"this key may not ask for {model!r}, but for {', '.join(caller.models)}")
 
 
 def _load_tokenizer(folder: Path) -> PodTokenizer:

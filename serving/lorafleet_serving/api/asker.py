@@ -34,7 +34,7 @@ class Asker:
     def __init__(self, pod: Pod, metrics: PodMetrics) -> None:
         self.pod = pod
         self._metrics = metrics
-        self.callers = Callers(pod.api_keys, pod.config.admin_token)
+        self.callers = Callers(pod.key_file, pod.config.admin_token)
 
     def is_admin(self, request: Request) -> bool:
         """Whether the request carries the admin token."""
@@ -56,8 +56,11 @@ class Asker:
 
         Raises:
             ServingError: there is no such adapter, or it cannot be served.
+            QuotaExceeded: the caller has had as many requests as it may have in a minute.
             DeadlineExceeded: the time that the request allows is over before all are asked.
         """
+        if question.caller.quota is not None:
+            question.caller.quota.take_request()
         with ExitStack() as held:
             held.enter_context(self.pod.in_flight.preparing())
             async with _within(question.caller.deadline):

@@ -10,10 +10,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lorafleet_serving.api.errors import error_response
-from lorafleet_serving.api_keys import ADMIN, ApiKey, ApiKeys, Scope as KeyScope
+from lorafleet_serving.api_keys import ADMIN, ApiKey, Scope as KeyScope
 from lorafleet_serving.caller import Caller
 from lorafleet_serving.engine.request import ANONYMOUS, PRIORITIES
 from lorafleet_serving.exceptions import Forbidden, InvalidRequest, Unauthorized
+from lorafleet_serving.key_file import KeyFile
 
 TIMEOUT_HEADER = "x-request-timeout-s"
 PRIORITY_HEADER = "x-request-priority"
@@ -27,8 +28,8 @@ _SIGNED_PATH = "/v1/registry/webhook"
 class Callers:
     """Knows the keys, if callers are told apart, and the admin token."""
 
-    def __init__(self, keys: ApiKeys | None, admin_token: str | None) -> None:
-        self._keys = keys
+    def __init__(self, key_file: KeyFile | None, admin_token: str | None) -> None:
+        self._key_file = key_file
         self._admin_token = admin_token
 
     def is_admin(self, headers: Headers) -> bool:
@@ -50,16 +51,21 @@ class Callers:
         priority = _priority(headers)
         if key is not None and priority > key.max_priority:
             raise Forbidden(f"{PRIORITY_HEADER} is {priority}, the key's highest is {key.max_priority}")
-        tenant = key.tenant if key is not None else ANONYMOUS if self._keys is None else ADMIN
+        tenant = key.tenant if key is not None else ANONYMOUS if self._key_file is None else ADMIN
         caller = Caller(
             tenant=tenant,
             names_versions=is_admin or (key is not None and KeyScope.VERSIONS in key.scopes),
             priority=priority,
             deadline=_deadline(headers),
         )
-        if key is not None:
-            caller = replace(caller, goes_by=key.name)
+        if key is not None and self._key_file is not None:
+            caller = replace(caller, goes_by=key.name, models=key.models, quota=self._key_file.quota(key))
         return caller.on_behalf_of(_user(headers))
+
+    def onlooker(self, headers: Headers) -> Caller:
+        """Who only looks: somebody with a key sees what that may ask for, and all others everything."""
+        key = None if self._key_file is None else self._key_file.keys.find(_shown(headers))
+        return Caller() if key is None else Caller(models=key.models)
 
     def check(self, headers: Headers) -> None:
         """Check the key that a request carries.
@@ -71,9 +77,9 @@ class Callers:
             self._find(headers)
 
     def _find(self, headers: Headers) -> ApiKey | None:
-        if self._keys is None:
+        if self._key_file is None:
             return None
-        key = self._keys.find(_shown(headers))
+        key = self._key_file.keys.find(_shown(headers))
         if key is None:
             raise Unauthorized("send a key of this pod: Authorization: Bearer <key>")
         return key

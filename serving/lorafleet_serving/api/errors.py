@@ -28,6 +28,8 @@ from lorafleet_serving.exceptions import (
     PodUnavailable,
     PromptTooLong,
     QueueFull,
+    QuotaExceeded,
+    TryLater,
     Unauthorized,
     UnknownAdapter,
 )
@@ -67,6 +69,7 @@ _ANSWERS: dict[type[Exception], _Answer] = {
     InvalidRequest: _Answer(422, "invalid_request_error", "validation"),
     InvalidTemplate: _Answer(422, "invalid_request_error", "validation"),
     QueueFull: _Answer(429, "rate_limit_error", "overloaded", retry_after_s=1),
+    QuotaExceeded: _Answer(429, "rate_limit_error", "rate_limit", retry_after_s=1),
     # Proxies' word for it, for our own eyes: no client sees it.
     ClientGone: _Answer(499, "client_error", "client_gone"),
     GenerationFailed: _Answer(500, "server_error", "generation"),
@@ -112,7 +115,7 @@ def statuses(kinds: Iterable[type[Exception]]) -> dict[int, str]:
 def error_response(path: str, error: Exception) -> JSONResponse:
     """The answer to an error that this module knows, on a path of either dialect."""
     answer = _ANSWERS[type(error)]
-    if isinstance(error, QueueFull):
+    if isinstance(error, TryLater):
         answer = replace(answer, retry_after_s=error.retry_after_s)
     return _response(path, str(error), answer, _parameter(error))
 

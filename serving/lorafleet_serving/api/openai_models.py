@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from lorafleet_serving.api.asker import Asker
 from lorafleet_serving.exceptions import UnknownAdapter
@@ -17,22 +17,23 @@ class ModelRoutes:
 
     def __init__(self, asker: Asker) -> None:
         self._pod = asker.pod
+        self._callers = asker.callers
         self.router = APIRouter(tags=["OpenAI"])
         self.router.add_api_route("/v1/models", self.models, methods=["GET"])
         self.router.add_api_route("/v1/models/{model_id:path}", self.model, methods=["GET"])
 
-    async def models(self) -> Json:
-        """The base model, and every adapter that can be asked for by its bare name."""
-        return {"object": "list", "data": self._entries()}
+    async def models(self, request: Request) -> Json:
+        """The base model, and every adapter that can be asked for by its bare name, with the key that is shown."""
+        return {"object": "list", "data": self._entries(request)}
 
-    async def model(self, model_id: str) -> Json:
+    async def model(self, request: Request, model_id: str) -> Json:
         """One of them."""
-        found = next((entry for entry in self._entries() if entry["id"] == model_id), None)
+        found = next((entry for entry in self._entries(request) if entry["id"] == model_id), None)
         if found is None:
             raise UnknownAdapter(f"there is no model {model_id[:100]!r}: see /v1/models")
         return found
 
-    def _entries(self) -> list[Json]:
+    def _entries(self, request: Request) -> list[Json]:
         config = self._pod.config
         base = _entry(config.base_id, root=str(config.engine.model), parent=None)
         base |= {"digest": self._pod.base_digest, "state": "ready" if self._pod.engine.is_ready else "loading"}
@@ -44,7 +45,8 @@ class ModelRoutes:
                 entry = _entry(name, root=version.address or version.registered.source, parent=config.base_id)
                 facts = {"version": adapter.serving, "digest": version.digest, "state": version.state.value}
                 entries.append(entry | facts)
-        return entries
+        caller = self._callers.onlooker(request.headers)
+        return [entry for entry in entries if caller.may_ask(entry["id"])]
 
 
 def _entry(model_id: str, *, root: str, parent: str | None) -> Json:

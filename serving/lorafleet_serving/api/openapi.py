@@ -31,6 +31,7 @@ from lorafleet_serving.exceptions import (
     PodUnavailable,
     PromptTooLong,
     QueueFull,
+    QuotaExceeded,
     ServingError,
     Unauthorized,
     UnknownAdapter,
@@ -44,7 +45,7 @@ _EVENTS = "text/event-stream"
 _TEXT: Mapping[str, str] = {"type": "string"}
 _ADAPTER_ERRORS: Errors = (UnknownAdapter, Forbidden, AdapterNotReady, AdapterWithdrawn, NoRoom)
 _BODY_ERRORS: Errors = (Unauthorized, BodyTooLong, InvalidRequest)
-_WORK_ERRORS: Errors = (PromptTooLong, QueueFull, GenerationFailed, PodUnavailable, DeadlineExceeded)
+_WORK_ERRORS: Errors = (PromptTooLong, QueueFull, QuotaExceeded, GenerationFailed, PodUnavailable, DeadlineExceeded)
 _ASKS: Errors = (*_BODY_ERRORS, *_ADAPTER_ERRORS, *_WORK_ERRORS)
 _KEY, _ADMIN = "ApiKey", "AdminToken"
 _ANSWER_HEADERS = {

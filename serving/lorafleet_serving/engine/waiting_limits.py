@@ -27,10 +27,15 @@ class WaitingLimits:
         self, max_waiting: int, tenants: Collection[Tenant], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._max_waiting = max_waiting
-        self._weights = sum(tenant.weight for tenant in tenants)
+        self._weights = 0.0
+        self.share_among(tenants)
         self._num_waiting: Counter[str] = Counter()
         self._all_left = DrainRate(clock)
         self._left: defaultdict[str, DrainRate] = defaultdict(lambda: DrainRate(clock))
+
+    def share_among(self, tenants: Collection[Tenant]) -> None:
+        """These are the tenants from now on."""
+        self._weights = sum(tenant.weight for tenant in tenants)
 
     def most(self, tenant: Tenant) -> int:
         """How many requests of a tenant may wait where nobody else does."""

@@ -1,0 +1,191 @@
+"""What a key may ask for, and how much: patterns of names, allowances of a minute, and changes while the pod runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.serving.conftest import PodFactory, SourceFactory
+from tests.serving.pod_process import ADMIN_TOKEN, PodProcess
+from tests.serving.registered_adapter import RegistryHand
+
+OPEN, SUPPORT, SLOW, BRIEF = (f"key-of-{name}" for name in ("open", "support", "slow", "brief"))
+BASE = "tiny-llama"
+REQUESTS, TOKENS = 3, 60
+ROUTES: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "the cat", "max_tokens": 2},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "the cat"}], "max_tokens": 2},
+    "/v1/embeddings": {"input": "the cat"},
+    "/generate": {"inputs": "the cat", "parameters": {"max_new_tokens": 2}},
+    "/generate_stream": {"inputs": "the cat", "parameters": {"max_new_tokens": 2}},
+    "/embed": {"inputs": "the cat"},
+}
+
+
+@dataclass
+class KeyedPod:
+    """A pod, the file of its keys, and names of two adapters it serves."""
+
+    process: PodProcess
+    path: Path
+    support: str
+    sales: str
+
+    def ask(self, key: str, path: str = "/v1/completions", model: str | None = None, **fields: Any) -> httpx.Response:
+        body = {**ROUTES[path], **fields}
+        if model is not None and path.startswith("/v1/"):
+            body["model"] = model
+        elif model is not None:
+            body["parameters"] = {**body.get("parameters", {}), "adapter_id": model}
+        return self.process.http.post(path, json=body, headers={"Authorization": f"Bearer {key}"})
+
+    def models(self, key: str | None) -> set[str]:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return {entry["id"] for entry in self.process.http.get("/v1/models", headers=headers).json()["data"]}
+
+    def write(self, **changes: dict[str, Any]) -> None:
+        write_keys(self.path, self.support, **changes)
+
+
+def write_keys(path: Path, support: str, **changes: dict[str, Any]) -> None:
+    """The keys of this module, of which some are other than usual."""
+    keys: dict[str, dict[str, Any]] = {
+        "open": {},
+        "support": {"models": [f"{support[:-4]}*"], "scopes": ["versions"]},
+        "slow": {"requests_per_minute": REQUESTS},
+        "brief": {"tokens_per_minute": TOKENS},
+    }
+    entries = [
+        {"name": name, "sha256": hashlib.sha256(f"key-of-{name}".encode()).hexdigest(), **fields}
+        for name, fields in (keys | changes).items()
+    ]
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps({"keys": entries}))
+    os.replace(beside, path)
+
+
+@pytest.fixture(scope="module")
+def keyed(
+    pod_factory: PodFactory,
+    registry: RegistryHand,
+    tiny_adapter: SourceFactory,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> KeyedPod:
+    support, sales = f"support-{uuid4().hex[:8]}", f"sales-{uuid4().hex[:8]}"
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    write_keys(path, support)
+    for number, name in enumerate((support, sales)):
+        registry.promote(registry.register(name, tiny_adapter(number + 50)))
+    process = pod_factory("--api-keys", str(path))
+    process.wait_ready()
+    for name in (support, sales):
+        process.wait_serving(name, 1)
+    return KeyedPod(process, path, support, sales)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_key_reaches_what_its_patterns_match_and_nothing_else(keyed: KeyedPod, path: str) -> None:
+    assert keyed.ask(SUPPORT, path, keyed.support).status_code == 200
+    # The base, whichever way it is named, and another's adapter, whether there is one or not.
+    for model in (None, "", BASE, keyed.sales, f"{keyed.sales}@champion", f"{keyed.sales}:1", "nobody"):
+        response = keyed.ask(SUPPORT, path, model)
+        assert response.status_code == 403, (model, response.text)
+        assert keyed.support[:-4] in response.text
+    for model in (None, keyed.support, keyed.sales):
+        assert keyed.ask(OPEN, path, model).status_code == 200
+
+
+def test_a_scope_and_a_pattern_are_both_needed_for_a_version(keyed: KeyedPod) -> None:
+    assert keyed.ask(SUPPORT, model=f"{keyed.support}:1").status_code == 200
+    assert keyed.ask(OPEN, model=f"{keyed.support}:1").status_code == 403
+
+
+def test_adapters_of_others_are_not_merged(keyed: KeyedPod) -> None:
+    def merge(key: str, *names: str) -> int:
+        merged = {"ids": names, "weights": [1.0] * len(names), "merge_strategy": "linear"}
+        return keyed.ask(key, "/generate", parameters={"max_new_tokens": 2, "merged_adapters": merged}).status_code
+
+    assert merge(SUPPORT, keyed.support, keyed.support) == 200
+    assert merge(SUPPORT, keyed.support, keyed.sales) == 403
+    assert merge(OPEN, keyed.support, keyed.sales) == 200
+
+
+def test_a_key_is_shown_the_models_it_may_ask_for(keyed: KeyedPod) -> None:
+    every = keyed.models(None)
+    assert {BASE, keyed.support, keyed.sales} <= every
+    assert keyed.models(OPEN) == keyed.models(ADMIN_TOKEN) == every
+    assert keyed.models(SUPPORT) == {name for name in every if name.startswith(keyed.support[:-4])}
+    headers = {"Authorization": f"Bearer {SUPPORT}"}
+    assert keyed.process.http.get(f"/v1/models/{keyed.support}", headers=headers).status_code == 200
+    assert keyed.process.http.get(f"/v1/models/{keyed.sales}", headers=headers).status_code == 404
+
+
+@pytest.mark.parametrize(("path", "name"), [("/v1/completions", "first"), ("/generate", "second"), ("/embed", "third")])
+def test_requests_beyond_a_minute_s_are_told_when_to_come_back(keyed: KeyedPod, path: str, name: str) -> None:
+    keyed.write(**{name: {"requests_per_minute": REQUESTS}})
+    key = f"key-of-{name}"
+    keyed.process.wait_for(lambda: keyed.ask(key, path).status_code == 200 or None, "the key to be known")
+    responses = [keyed.ask(key, path) for _ in range(REQUESTS + 2)]
+    refused = [response for response in responses if response.status_code != 200]
+    assert {response.status_code for response in refused} == {429}
+    assert len(responses) - len(refused) >= REQUESTS - 1
+    assert all(1 <= int(response.headers["retry-after"]) <= 60 / REQUESTS for response in refused)
+    told = refused[-1].json()
+    assert (told["error_type"] if "error_type" in told else told["error"]["type"]) in {"rate_limit", "rate_limit_error"}
+    assert keyed.ask(OPEN, path).status_code == 200
+
+
+def test_tokens_are_reserved_for_the_longest_answer_and_given_back(keyed: KeyedPod) -> None:
+    (num_prompt,) = {keyed.ask(OPEN).json()["usage"]["prompt_tokens"]}
+    # As long as answers are short, the reserved rest is there for the next.
+    text = keyed.ask(OPEN, max_tokens=2).json()["choices"][0]["text"]
+    most = TOKENS - 2 * num_prompt - 2
+    brief = [keyed.ask(BRIEF, max_tokens=most, stop=[text[:1]]) for _ in range(2)]
+    assert [response.status_code for response in brief] == [200, 200]
+    long = keyed.ask(BRIEF, max_tokens=TOKENS + 1, n=1)
+    assert (long.status_code, long.json()["error"]["type"]) == (429, "rate_limit_error")
+    assert re.search(rf"'brief' may have {TOKENS} tokens in a minute", long.text)
+    assert 1 <= int(long.headers["retry-after"]) <= 60
+
+
+def test_answers_of_one_request_share_the_allowance_and_none_is_left_behind(keyed: KeyedPod) -> None:
+    keyed.write(several={"tokens_per_minute": TOKENS})
+    key = "key-of-several"
+    keyed.process.wait_for(lambda: keyed.ask(key, max_tokens=1).status_code != 401 or None, "the key to be known")
+    refused = keyed.ask(key, n=4, max_tokens=TOKENS // 3, temperature=1.0)
+    assert refused.status_code == 429
+    keyed.process.wait_for(
+        lambda: keyed.process.metric("vllm:num_requests_running") == 0 or None, "all that began to be ended"
+    )
+    assert keyed.ask(key, max_tokens=TOKENS // 3).status_code == 200
+
+
+def test_keys_change_while_the_pod_runs(keyed: KeyedPod) -> None:
+    streamed = keyed.process.http.build_request(
+        "POST",
+        "/v1/completions",
+        json={"prompt": "the cat", "max_tokens": 200, "ignore_eos": True, "stream": True},
+        headers={"Authorization": f"Bearer {OPEN}"},
+    )
+    with_old_key = keyed.process.http.send(streamed, stream=True)
+    keyed.write(open={"models": ["sales-*"]}, fresh={})
+    keyed.process.wait_for(lambda: keyed.ask("key-of-fresh").status_code == 200 or None, "the new key to be known")
+    assert keyed.ask(OPEN).status_code == 403
+    assert keyed.ask(OPEN, model=keyed.sales).status_code == 200
+    # What was begun goes on.
+    assert with_old_key.read().rstrip().endswith(b"[DONE]")
+    keyed.path.write_text("keys: [")
+    keyed.process.wait_for(lambda: "the keys stay as they were" in keyed.process.log.read_text() or None, "the error")
+    assert keyed.ask("key-of-fresh").status_code == 200
+    keyed.write()
+    keyed.process.wait_for(lambda: keyed.ask("key-of-fresh").status_code == 401 or None, "the key to be gone")
+    assert keyed.ask(OPEN).status_code == 200

@@ -1,0 +1,124 @@
+"""What a key may have in a minute."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from lorafleet_serving.api_keys import ApiKey
+from lorafleet_serving.exceptions import QuotaExceeded
+from lorafleet_serving.quota import Quota
+
+
+class Clock:
+    """Stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def a_key(requests: int | None = None, tokens: int | None = None) -> ApiKey:
+    return ApiKey("search", "0" * 64, requests_per_minute=requests, tokens_per_minute=tokens)
+
+
+def test_requests_beyond_a_minute_s_are_told_when_to_come_back() -> None:
+    clock = Clock()
+    quota = Quota(a_key(requests=6), clock)
+    for _ in range(6):
+        quota.take_request()
+    with pytest.raises(QuotaExceeded, match="'search' may have 6 requests in a minute") as caught:
+        quota.take_request()
+    assert caught.value.retry_after_s == 10
+    clock.now += 9.9
+    with pytest.raises(QuotaExceeded):
+        quota.take_request()
+    clock.now += 0.1
+    quota.take_request()
+
+
+def test_an_answer_pays_for_what_it_came_to() -> None:
+    quota = Quota(a_key(tokens=100), Clock())
+    with quota.reserved(90) as reservation:
+        with pytest.raises(QuotaExceeded), quota.reserved(11):
+            pytest.fail("more is reserved than is left")
+        reservation.count = lambda: 30
+    with quota.reserved(70):
+        pass  # It never began, and pays for nothing.
+    with quota.reserved(70):
+        pass
+
+
+def test_more_than_a_minute_s_is_had_at_once_where_nothing_was_had_before() -> None:
+    clock = Clock()
+    quota = Quota(a_key(tokens=100), clock)
+    with quota.reserved(250) as reservation:
+        reservation.count = lambda: 250
+    with pytest.raises(QuotaExceeded) as caught, quota.reserved(1):
+        pytest.fail("the allowance is had already")
+    assert caught.value.retry_after_s == 91
+    clock.now += 91
+    with quota.reserved(1):
+        pass
+
+
+def test_a_key_without_limits_has_what_it_asks_for() -> None:
+    quota = Quota(a_key(), Clock())
+    for _ in range(1000):
+        quota.take_request()
+    with quota.reserved(10**12):
+        pass
+
+
+def test_what_was_had_stays_had_when_limits_change() -> None:
+    clock = Clock()
+    quota = Quota(a_key(requests=6), clock)
+    for _ in range(6):
+        quota.take_request()
+    quota.update(a_key(requests=60))
+    with pytest.raises(QuotaExceeded) as caught:
+        quota.take_request()
+    assert caught.value.retry_after_s == 1
+    clock.now += 60
+    quota.update(a_key(requests=2))
+    quota.take_request()
+    quota.take_request()
+    with pytest.raises(QuotaExceeded):
+        quota.take_request()
+    quota.update(a_key())
+    quota.take_request()
+
+
+@settings(deadline=None)
+@given(
+    per_minute=st.integers(1, 1000),
+    asked=st.lists(st.tuples(st.integers(1, 1000), st.floats(0, 1), st.floats(0, 30), st.booleans()), max_size=60),
+)
+def test_nobody_has_more_than_two_minutes_allowance_in_a_minute(
+    per_minute: int, asked: list[tuple[int, float, float, bool]]
+) -> None:
+    clock = Clock()
+    quota = Quota(a_key(tokens=per_minute), clock)
+    had: list[tuple[float, int]] = []
+    told: list[int] = []
+    with ExitStack() as under_way:
+        for amount, share, pause_s, ends in asked:
+            clock.now += pause_s
+            most = min(amount, per_minute)
+            try:
+                reservation = under_way.enter_context(quota.reserved(most))
+            except QuotaExceeded as error:
+                told.append(error.retry_after_s)
+                continue
+            used = int(share * most)
+            reservation.count = lambda used=used: used  # type: ignore[misc]  # Bound now, called later.
+            had.append((clock.now, used))
+            if ends:
+                under_way.close()
+    assert all(1 <= seconds <= 60 for seconds in told)
+    for began, _ in had:
+        assert sum(used for at, used in had if began <= at < began + 60.0) <= 2 * per_minute
