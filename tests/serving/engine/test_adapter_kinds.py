@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,18 +82,35 @@ def test_tokens_equal_peft_in_a_mixed_batch(
     for kind, folder in adapters.items():
         engine.load_adapter(kind, folder)
     sampling = SamplingParams(max_new_tokens=NUM_TOKENS, ignore_eos=True)
-    requests = [
-        GenerationRequest(f"{kind} {number} {turn}", tuple(prompt), sampling, kind)
-        for turn in range(2)
-        for kind in expected
-        for number, prompt in enumerate(PROMPTS)
-    ]
-    answers = engine.generate(requests)
-    for request in requests:
-        _, number, _ = request.request_id.split()
-        assert answers[request.request_id] == expected[request.adapter][int(number)], request.request_id
+    for turn in range(2):
+        asked = {
+            f"{kind} {number}": GenerationRequest(f"{kind} {number}", tuple(prompt), sampling, kind)
+            for kind in expected
+            for number, prompt in enumerate(PROMPTS)
+        }
+        answers, cached = _answers(engine, asked.values())
+        for request_id, request in asked.items():
+            number = int(request_id.split()[1])
+            assert answers[request_id] == expected[request.adapter][number], (turn, request_id)
+        if num_blocks == ROOMY:
+            # What is shared is what the same adapter has computed: all whole blocks of a prompt.
+            assert {*cached.values()} == {20 if prefix_caching and turn == 1 else 0}
     assert (engine.stats().num_preemptions > 0) == (num_blocks == NARROW)
     engine.check_integrity()
+
+
+def _answers(engine: Engine, requests: Iterable[GenerationRequest]) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Tokens, and how many tokens of the prompt came from the prefix cache, by request."""
+    answers: defaultdict[str, list[int]] = defaultdict(list)
+    cached: dict[str, int] = {}
+    for request in requests:
+        engine.add_request(request)
+    while engine.has_unfinished():
+        for output in engine.step():
+            assert output.token_id is not None
+            answers[output.request_id].append(output.token_id)
+            cached.setdefault(output.request_id, output.num_cached or 0)
+    return answers, cached
 
 
 def _texts() -> list[Tensor]:
