@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import yaml
 
 from lorafleet_pipeline.spec import parse_spec
+from lorafleet_serving.api_keys import ApiKey, ApiKeys
 from tests.repository.sources import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCES = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+EXAMPLES = {"keys" if text.startswith("keys:") else "spec": text for kind, text in FENCES if kind == "yaml"}
 COMMANDS = sorted(
     {line.strip().removeprefix("$ ") for kind, text in FENCES if kind == "sh" for line in text.splitlines()}
 )
@@ -57,8 +61,13 @@ def test_the_files_around_the_readme_exist(name: str) -> None:
 
 
 def test_the_spec_of_the_readme_is_one() -> None:
-    (text,) = [text for kind, text in FENCES if kind == "yaml"]
-    assert parse_spec(yaml.safe_load(text), source="README").name == "support-bot"
+    assert parse_spec(yaml.safe_load(EXAMPLES["spec"]), source="README").name == "support-bot"
+
+
+def test_the_keys_of_the_readme_are_read_with_all_they_may_have(tmp_path: Path) -> None:
+    (tmp_path / "keys.yaml").write_text(EXAMPLES["keys"])
+    (key,) = ApiKeys.read(tmp_path / "keys.yaml")
+    assert all(getattr(key, item.name) != item.default for item in fields(ApiKey))
 
 
 def test_every_variable_of_the_platform_is_in_the_readme() -> None:
