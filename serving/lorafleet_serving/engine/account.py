@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 
 class Account:
-    """Virtual time of one adapter of a tenant."""
+    """Virtual time of a tenant, or of one of its adapters."""
 
     def __init__(self) -> None:
         self.served = 0.0
@@ -61,14 +61,14 @@ class Ledger(Generic[AnyAccount]):
     def __iter__(self) -> Iterator[AnyAccount]:
         return iter(self._accounts.values())
 
-    def ask(self, key: str | None) -> AnyAccount:
-        """A new sequence waits; returns its account."""
+    def ask(self, key: str | None, credit: float = 0.0) -> AnyAccount:
+        """A new sequence waits; returns its account, which may stay so far behind the others' level."""
         if key not in self._accounts:
             self._close_void()
             self._accounts[key] = self._open()
         account = self._accounts[key]
         if account.num_waiting == 0:
-            account.served = max(account.served, self._level())
+            account.served = max(account.served, self._level() - credit)
         account.num_waiting += 1
         return account
 

@@ -83,7 +83,7 @@ class AdapterTurns:
         if adapter is None:
             return
         self._batch.setdefault(adapter, set()).add(sequence)
-        account = self._accounts[sequence] = self._tenants.ask(sequence.request.tenant.name)
+        account = self._accounts[sequence] = self._tenants.ask(sequence.request.tenant.name, self._credit())
         if adapter not in self._began and adapter not in self._waits_since:
             if not self._waits_since and self._residency.acquire(adapter):
                 self._began[adapter] = self._step
@@ -140,6 +140,14 @@ class AdapterTurns:
     def _end(self, adapter: str) -> None:
         del self._began[adapter]
         self._residency.release(adapter)
+
+    def _credit(self) -> float:
+        """What others had in their last turn at most: who has a place now, by its weight, may be so far behind them.
+
+        More is never kept: an account that asked for little would else have all places for as long, later.
+        """
+        lightest = min((sequence.request.tenant.weight for sequence in self._accounts), default=1.0)
+        return self._turn_steps * max(1, len(self._began)) / lightest
 
     def _charge(self, adapter: str) -> None:
         """For a step on the device, shared by the tenants who have it there."""

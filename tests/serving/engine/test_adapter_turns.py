@@ -193,6 +193,42 @@ def test_tenants_have_the_device_by_weight() -> None:
     assert had["one"] / had["half"] == pytest.approx(2.0, rel=0.1)
 
 
+@pytest.mark.parametrize("num_steps", [1, 3, 50])
+def test_weights_hold_however_short_requests_are(num_steps: int) -> None:
+    """A tenant of ten times the weight always has four sequences, which come and go while it has the place."""
+    heavy, light = Tenant("heavy", 10.0), Tenant("light")
+    batch, device = equal_turns(1, 8, "hl")
+    batch.enter("l", tenant=light)
+    for _ in range(4):
+        batch.enter("h", tenant=heavy)
+    had: Counter[str] = Counter()
+    for step in range(4000):
+        batch.step()
+        had += Counter(device.held)
+        if "h" in device.held and step % num_steps == 0:
+            batch.enter("h", tenant=heavy)
+            batch.leave("h")
+    assert had["h"] / had["l"] == pytest.approx(10.0, rel=0.2)
+
+
+def test_who_asked_for_little_does_not_have_all_of_the_device_for_as_long_later() -> None:
+    """One tenant has one place for long, while two others take turns at the other; then it asks for more."""
+    names = ["modest-0", "modest-1", *(f"{name}-{number}" for name in ("b", "c") for number in range(4))]
+    device = Device(2, dict.fromkeys(names, 1))
+    batch = Batch(device, 4)
+    batch.enter("modest-0", tenant=Tenant("modest"))
+    for name in names[2:]:
+        batch.enter(name, tenant=Tenant(name[0]))
+    for _ in range(1000):
+        batch.step()
+    batch.enter("modest-1", tenant=Tenant("modest"))
+    had: Counter[str] = Counter()
+    for _ in range(100):
+        batch.step()
+        had += Counter(name.partition("-")[0] for name in device.held)
+    assert had["modest"] <= 100
+
+
 def test_a_higher_priority_waits_less_and_a_lower_one_not_for_ever() -> None:
     device = Device(1, dict.fromkeys("abcd", 1))
     batch = Batch(device, 1)
