@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.exceptions import InvalidSetting
 
 GIB = 1 << 30
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class FetcherConfig:
     cache_dir: Path
     s3_endpoint: str | None = None
     """None is AWS itself."""
+    s3_buckets: tuple[str, ...] = ()
+    """Buckets that adapters are read from; empty allows all that the credentials do."""
     disk_bytes: int = 20 * GIB
     max_adapter_bytes: int = 2 * GIB
     fetch_concurrency: int = 4
@@ -48,6 +52,8 @@ class FetcherConfig:
         _check("max_rank", self.max_rank, self.max_rank >= 1, "at least 1")
         endpoint = self.s3_endpoint
         _check("s3_endpoint", endpoint, endpoint is None or _is_url(endpoint), "an http:// or https:// address")
+        names = self.s3_buckets
+        _check("s3_buckets", names, all(map(_BUCKET.fullmatch, names)), "names of buckets, separated by commas")
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,10 @@ class _Setting:
         return None if found.default is MISSING else found.default
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
 _SETTINGS = (
     _Setting(PodConfig, "host", str, "address to listen on"),
     _Setting(PodConfig, "port", int, "port to listen on; 0 takes a free one"),
@@ -170,6 +180,7 @@ _SETTINGS = (
     _Setting(PodConfig, "merged_idle_s", float, "seconds that a merged adapter is held unused"),
     _Setting(FetcherConfig, "cache_dir", Path, "folder of the disk tier"),
     _Setting(FetcherConfig, "s3_endpoint", str, "address of the S3 service; AWS unless set"),
+    _Setting(FetcherConfig, "s3_buckets", _names, "buckets that adapters are read from, with commas; unset is any"),
     _Setting(FetcherConfig, "disk_bytes", int, "byte budget of the disk tier"),
     _Setting(FetcherConfig, "max_adapter_bytes", int, "largest weights file that is downloaded"),
     _Setting(FetcherConfig, "fetch_concurrency", int, "downloads at a time"),
@@ -229,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="folder of the base model (LORAFLEET_BASE_MODEL)")
     parser.add_argument("--registry-url", help="address of MLflow (LORAFLEET_MLFLOW_URL); unset serves the base alone")
     for setting in _SETTINGS:
-        default = "" if setting.default in (None, "") else f" (default {setting.default})"
+        default = "" if setting.default in (None, "", ()) else f" (default {setting.default})"
         parser.add_argument(setting.flag, dest=setting.name, help=setting.help + default)
     return parser
 

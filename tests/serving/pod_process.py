@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from lorafleet_contract.fleet import AdapterReport, VersionReport
 from lorafleet_contract.states import ServeState
 from lorafleet_pipeline.stack.ports import free_port
+from lorafleet_pipeline.stack.seaweedfs import ARTIFACT_BUCKET
 from lorafleet_serving.client import PodClient, PodUnreachable
 from tests.services import RunningMLflow
 from tests.serving.registered_adapter import GATE_KEY
@@ -145,6 +146,7 @@ def start_pod(folder: Path, model: Path, mlflow: RunningMLflow, running: ExitSta
         "LORAFLEET_GATE_KEY": GATE_KEY,
         "LORAFLEET_WEBHOOK_SECRET": WEBHOOK_SECRET,
         "LORAFLEET_S3_ENDPOINT": mlflow.s3.endpoint,
+        "LORAFLEET_S3_BUCKETS": ARTIFACT_BUCKET,
         **mlflow.s3.pod.environment(),
     }
     pod = PodProcess(model, folder, free_port(), environment, *flags)

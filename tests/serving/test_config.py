@@ -24,10 +24,12 @@ def test_flags_win_over_variables_and_those_over_defaults(model: Path, tmp_path:
         "LORAFLEET_HOME": str(tmp_path),
         "LORAFLEET_PORT": "1",
         "LORAFLEET_MAX_NUM_SEQS": "7",
+        "LORAFLEET_S3_BUCKETS": "mlflow, models.eu",
     }
     config = read_config(["--port", "2"], environment)
     assert (config.port, config.engine.max_num_seqs, config.host) == (2, 7, "127.0.0.1")
     assert config.fetcher.cache_dir == tmp_path / "cache"
+    assert config.fetcher.s3_buckets == ("mlflow", "models.eu")
     assert (config.base_id, config.registry) == ("base", None)
 
 
@@ -59,6 +61,7 @@ def test_secrets_come_from_variables_and_do_not_print(model: Path) -> None:
         (["--smoke-tokens", "9"], {}, "between 1 and 8"),
         (["--max-adapter-bytes", "99999999999"], {}, "disk_bytes"),
         (["--s3-endpoint", "somewhere"], {}, "http://"),
+        (["--s3-buckets", "mlflow,s3://other"], {}, "names of buckets, separated by commas"),
         (["--registry-url", "http://registry"], {}, "LORAFLEET_GATE_KEY"),
         (["--served-name", "模型"], {}, "served_name"),
         ([], {"LORAFLEET_MLFLOW_URL": "registry", "LORAFLEET_GATE_KEY": "k"}, "registry_url"),

@@ -20,7 +20,7 @@ from lorafleet_pipeline.stack.mlflow_server import MLflowServer, mlflow_client_e
 from lorafleet_pipeline.stack.options import StackOptions
 from lorafleet_pipeline.stack.pod import Pod
 from lorafleet_pipeline.stack.ports import LOOPBACK
-from lorafleet_pipeline.stack.seaweedfs import PORT_NAMES, S3Keys, SeaweedFS
+from lorafleet_pipeline.stack.seaweedfs import ARTIFACT_BUCKET, PORT_NAMES, S3Keys, SeaweedFS
 from lorafleet_pipeline.stack.secrets import Secrets
 
 STACK_ID = "LORAFLEET_STACK_ID"
@@ -122,6 +122,8 @@ class StackComponents:
         """The serving pod."""
         keys = self.s3.pod
         environment = {**self._addresses(), **self._shared_secrets(_SECRETS), **self._s3_environment(keys)}
+        if "s3" in self.options.components:
+            environment["LORAFLEET_S3_BUCKETS"] = ARTIFACT_BUCKET
         return Pod(
             folder=self.home.folder / "pod",
             port=self.ports["pod"],

@@ -47,7 +47,7 @@ class Fetcher:
     def __init__(self, config: FetcherConfig, post: Callable[[FetcherEvent], None]) -> None:
         self._config = config
         self._post = post
-        self._source = S3Source(config.s3_endpoint, config.fetch_concurrency)
+        self._source = S3Source(config.s3_endpoint, config.fetch_concurrency, config.s3_buckets)
         self._disk = DiskTier(config.cache_dir, config.disk_bytes)
         # One flight per digest: versions that share their bytes download them once.
         self._flights: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)

@@ -5,7 +5,7 @@ Knows addresses and objects, nothing about adapters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +38,13 @@ class StoredObject:
 
 
 class S3Source:
-    """Reads from one S3 service. Safe to share between threads, as boto3's clients are."""
+    """Reads from one S3 service, from some `buckets` or all. Safe to share between threads, as boto3's clients are.
 
-    def __init__(self, endpoint: str | None, num_connections: int) -> None:
+    Whoever may write into the registry says where artifacts are; the credentials, which may reach more, are the pod's.
+    """
+
+    def __init__(self, endpoint: str | None, num_connections: int, buckets: Collection[str] = ()) -> None:
+        self._buckets = buckets
         # The standard mode waits between its attempts for a random, growing time.
         settings = Config(
             retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
@@ -54,10 +58,15 @@ class S3Source:
         """Objects under an address, by their path relative to it.
 
         Raises:
-            AdapterRefusal: the address is not one of S3.
+            AdapterRefusal: the address is not one of S3, or in another bucket than those that are read.
             FetchFailed: S3 does not answer, or refuses.
         """
         bucket, prefix = _split(address)
+        if self._buckets and bucket not in self._buckets:
+            raise AdapterRefusal(
+                f"artifacts are at {address!r}, and this pod reads from the bucket {', '.join(self._buckets)} alone: "
+                "move them there, or name theirs in LORAFLEET_S3_BUCKETS"
+            )
         found = {}
         try:
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):

@@ -10,6 +10,7 @@ from pathlib import Path
 from lorafleet_serving.exceptions import AdapterRefusal
 
 _MAX_HEADER_BYTES = 16 << 20
+_MAX_DIMS = 8
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -68,6 +69,9 @@ def _header(name: str, entry: object) -> TensorHeader:
             raise AdapterRefusal(f"header entry of adapter tensor {name} is malformed: the file is damaged")
     if dtype not in _ITEM_BYTES:
         raise AdapterRefusal(f"adapter tensor {name} has dtype {dtype}, served are {sorted(_ITEM_BYTES)}")
+    # Their product is a number as long as all of them together: of a million sizes it would take hours.
+    if len(shape) > _MAX_DIMS:
+        raise AdapterRefusal(f"adapter tensor {name} has {len(shape)} dimensions, at most {_MAX_DIMS} are read")
     if not all(isinstance(size, int) and size > 0 for size in shape):
         raise AdapterRefusal(f"adapter tensor {name} has shape {shape}, sizes must be positive")
     if start < 0 or end - start != math.prod(shape) * _ITEM_BYTES[dtype]:

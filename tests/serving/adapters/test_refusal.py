@@ -140,6 +140,16 @@ def test_artifacts_outside_s3_are_refused(pod: PodProcess, registry: RegistryHan
     _expect_refusal(pod, registered, "s3://bucket/key")
 
 
+@pytest.mark.parametrize("address", ["s3://datasets/adapter", "s3://mlflow.evil/adapter", "s3://MLFLOW/adapter"])
+def test_artifacts_in_a_bucket_that_is_not_read_are_refused_unseen(
+    pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory, address: str
+) -> None:
+    name = f"other-bucket-{sum(address.encode())}"
+    registered = registry.register(name, tiny_adapter(1), source_override=address)
+    registry.promote(registered)
+    _expect_refusal(pod, registered, "reads from the bucket mlflow alone")
+
+
 def test_an_adapter_of_another_base_is_ignored(
     pod: PodProcess, registry: RegistryHand, tiny_adapter: SourceFactory
 ) -> None:

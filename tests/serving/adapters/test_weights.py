@@ -265,6 +265,7 @@ A_HEADER = {"dtype": "F32", "shape": [4, 48], "data_offsets": [0, 768]}
         ({"x": {**A_HEADER, "data_offsets": [0, 1 << 60]}}, 768, None),
         ({"x": {**A_HEADER, "data_offsets": [-768, 0]}}, 768, None),
         ({"x": {**A_HEADER, "shape": "4x48"}}, 768, None),
+        ({"x": {**A_HEADER, "shape": [2**62] * 600_000}}, 768, None),  # a product that takes hours
         ({"x": 5}, 768, None),
         ({f"{Q_PROJ}.lora_A.weight": A_HEADER, f"{Q_PROJ}.lora_B.weight": A_HEADER}, 1536, None),  # overlap
     ],
