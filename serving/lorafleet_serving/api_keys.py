@@ -82,7 +82,7 @@ class ApiKeys:
             content = yaml.safe_load(path.read_text())
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidSetting(f"api_keys is {path}, which cannot be read: {error}") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             # The parser's own message quotes the file.
             raise InvalidSetting(f"api_keys is {path}, which is neither YAML nor JSON: see its syntax") from error
         entries = content.get("keys") if isinstance(content, dict) and set(content) == {"keys"} else None
@@ -130,14 +130,19 @@ def _read_key(path: Path, number: int, entry: Any) -> ApiKey:
             isinstance(scopes, list) and all(scope in list(Scope) for scope in scopes),
             f"of {[*map(str, Scope)]}",
         ),
-        ("models", _are_patterns(models), f"1 to {_MAX_PATTERNS} patterns of names, such as 'support-*'"),
+        (
+            "models",
+            _are_patterns(models),
+            f"1 to {_MAX_PATTERNS} patterns such as 'support-*', each of 1 to {_MAX_PATTERN_CHARACTERS} characters",
+        ),
         *(
             (what, entry.get(what) is None or _is_allowance(entry[what]), f"a whole number from 1 to {_MAX_PER_MINUTE}")
             for what in ("requests_per_minute", "tokens_per_minute")
         ),
     ):
         if not valid:
-            raise InvalidSetting(f"api_keys {path}, key {number}: {what} must be {limit}")
+            told = "" if what == "sha256" else f" is {str(entry.get(what))[:100]!r}, it"
+            raise InvalidSetting(f"api_keys {path}, key {number}: {what}{told} must be {limit}")
     changed = {"weight": float(weight), "scopes": frozenset(map(Scope, scopes)), "models": tuple(models)}
     return ApiKey(**{**entry, **changed})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -32,13 +32,22 @@ class Caller:
         """Whether an adapter of that name, or the base model of that id, may be asked for."""
         return any(fnmatchcase(model, pattern) for pattern in self.models)
 
-    def reserved(self, num_tokens: int) -> AbstractContextManager[Reservation]:
-        """Tokens that an answer may come to, while it is made.
+    def take_request(self) -> None:
+        """One more request.
+
+        Raises:
+            QuotaExceeded: it is one too many.
+        """
+        if self.quota is not None:
+            self.quota.take_request()
+
+    def reserve(self, amounts: Sequence[int]) -> list[Reservation]:
+        """Tokens that each answer of a request may come to; all must be closed.
 
         Raises:
             QuotaExceeded: so many are not left.
         """
-        return nullcontext(Reservation()) if self.quota is None else self.quota.reserved(num_tokens)
+        return [Reservation() for _ in amounts] if self.quota is None else self.quota.reserve(amounts)
 
     def on_behalf_of(self, user: str | None) -> Caller:
         """The caller with the user whom a request is for, where it names one."""

@@ -17,7 +17,9 @@ ServingError
   + AdapterNotReady      a request names a version that is not loaded, or was refused
   + Unauthorized         credentials are missing or wrong
   + Forbidden            the caller may not do this, or it is switched off
-  + QueueFull            too many requests wait already
+  + TryLater             what is asked for is possible again after a time that is known
+      + QueueFull            too many requests wait already
+      + QuotaExceeded        a key has had what it may have in a minute
   + PodUnavailable       the pod cannot answer now: draining, starting, or its engine is down
       + AnswerLost           the engine died while it answered
   + FetchFailed          an adapter could not be downloaded, for a reason that may pass

@@ -24,6 +24,8 @@ class _Mark(NamedTuple):
     inode: int
     size: int
     modified_ns: int
+    changed_ns: int
+    """Its rights, too."""
 
     @classmethod
     def of(cls, path: Path) -> _Mark | None:
@@ -32,11 +34,13 @@ class _Mark(NamedTuple):
             found = os.stat(path)
         except OSError:
             return None
-        return cls(found.st_ino, found.st_size, found.st_mtime_ns)
+        return cls(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 class KeyFile:
     """Keys that follow their file. One that is wrong or gone changes nothing but `error`.
+
+    A change counts once the file has stood still from one look to the next: half of a file may be one without limits.
 
     Raises:
         InvalidSetting: the file cannot be read at first, or is wrong.
@@ -44,11 +48,12 @@ class KeyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._mark = _Mark.of(path)
+        self._mark = self._seen = _Mark.of(path)
         self.keys = ApiKeys.read(path)
         self.error: str | None = None
         """Why the file as it is now is not in force."""
         self._quotas = {key.name: Quota(key) for key in self.keys}
+        """Of keys that have left, too: they may come back within the minute."""
 
     def quota(self, key: ApiKey) -> Quota:
         """What a key may still have."""
@@ -67,18 +72,27 @@ class KeyFile:
     async def look(self) -> bool:
         """Read the file if it has changed; returns whether other keys are in force now."""
         mark = await asyncio.to_thread(_Mark.of, self._path)
-        if mark == self._mark:
+        stands_still, self._seen = mark == self._seen, mark
+        if mark == self._mark or not stands_still:
             return False
         try:
             keys = await asyncio.to_thread(ApiKeys.read, self._path)
         except InvalidSetting as error:
-            self._mark, self.error = mark, str(error)
-            _logger.error("the keys stay as they were: %s", error)  # It says all there is to say.
+            if str(error) != self.error:
+                _logger.error("the keys stay as they were: %s", error)  # It says all there is to say.
+            self.error = str(error)
+            return False  # It is read again at each look: what was in its way may pass without a trace.
+        if await asyncio.to_thread(_Mark.of, self._path) != mark:
             return False
-        self._mark, self.error, self.keys = mark, None, keys
-        known = self._quotas
-        self._quotas = {key.name: known.get(key.name) or Quota(key) for key in keys}
-        for key in keys:
-            self._quotas[key.name].update(key)
-        _logger.info("%d keys are in force", len(self._quotas))
+        self._take(keys)
+        self._mark, self.error = mark, None
         return True
+
+    def _take(self, keys: ApiKeys) -> None:
+        self.keys = keys
+        for key in keys:
+            if key.name in self._quotas:
+                self._quotas[key.name].update(key)
+            else:
+                self._quotas[key.name] = Quota(key)
+        _logger.info("keys are in force: %s", ", ".join(key.name for key in keys))

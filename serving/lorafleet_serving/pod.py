@@ -51,6 +51,7 @@ from lorafleet_serving.in_flight import InFlight
 from lorafleet_serving.key_file import KeyFile
 from lorafleet_serving.light_transformers import keep_torch_from_transformers
 from lorafleet_serving.loop import post
+from lorafleet_serving.quota import Reservation
 from lorafleet_serving.tokenizer import PodTokenizer
 
 _logger = logging.getLogger(__name__)
@@ -261,13 +262,13 @@ class Pod:
         version: ServedAdapter | None,
         pooling: Pooling | None,
         caller: Caller,
+        reservation: Reservation,
     ) -> Generation:
-        """Start to generate, or with `pooling` to make a vector. The answer must be closed.
+        """Start to generate, or with `pooling` to make a vector. The answer must be closed, and so the reservation is.
 
         Raises:
             PodUnavailable: the engine is down, or the pod is.
             QueueFull: too many requests wait.
-            QuotaExceeded: the answer may become longer than what the caller has left.
         """
         self.in_flight.check_open()
         digest = version.digest if version is not None else None
@@ -278,12 +279,11 @@ class Pod:
         with contextlib.ExitStack() as resources:
             if digest is not None:
                 resources.enter_context(self.host.lease(digest))
-            num_most = len(token_ids) + (sampling.max_new_tokens if pooling is None else 0)
-            reservation = resources.enter_context(caller.reserved(num_most))
             stream = self.engine.submit(request)
+            reservation.count = lambda: len(token_ids) * stream.was_computed + stream.num_tokens
+            resources.callback(reservation.close)
             resources.callback(stream.close)
             generation = Generation(stream, self.tokenizer, token_ids, stop, resources.pop_all())
-        reservation.count = lambda: len(token_ids) + (generation.num_tokens if pooling is None else 0)
         self.in_flight.add(generation)
         return generation
 

@@ -1,17 +1,16 @@
 """How much a key may have in a minute: requests, and tokens of prompts and answers.
 
-Each is a token bucket: an allowance that fills up evenly and holds a minute's at most. An answer is begun where the
-longest that it may become fits, and gives back what it was not; so nobody has more than two minutes' allowance in any
-one minute, whatever is under way. Where more is asked for at a time than a whole minute's, the bucket must be full, and
-what it lacks is waited for afterwards.
+Each is a token bucket: an allowance that fills up evenly and holds a minute's at most. A request is begun where the
+longest that its answers may become fits, all together, and gives back what they were not. One that asks for more than a
+whole minute's finds the bucket full, or is told to come back, and what it lacks is waited for afterwards. So besides
+one such request nobody begins answers of more than two minutes' allowance in any one minute.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from lorafleet_serving.api_keys import ApiKey
 from lorafleet_serving.exceptions import QuotaExceeded
@@ -54,10 +53,21 @@ class Bucket:
 
 
 class Reservation:
-    """Tokens that an answer may come to. `count` tells, once it has begun, what it has come to."""
+    """Tokens that an answer may come to. Must be closed; it pays for what it came to by then.
 
-    def __init__(self) -> None:
+    `count` tells that, once the answer has begun.
+    """
+
+    def __init__(self, num_tokens: int = 0, bucket: Bucket | None = None) -> None:
+        self._num_tokens = num_tokens
+        self._bucket = bucket
         self.count: Callable[[], int] = _nothing
+
+    def close(self) -> None:
+        """Give back what was not used; harmless when done twice."""
+        if self._bucket is not None:
+            self._bucket.give_back(self._num_tokens - self.count())
+            self._bucket = None
 
 
 class Quota:
@@ -79,32 +89,34 @@ class Quota:
         """One more request.
 
         Raises:
-            QuotaExceeded: it is one too many; says when to come back.
+            QuotaExceeded: it is one too many, or no token is left for it; says when to come back.
         """
+        # Before anything is done for it: no adapter is brought, and no prompt read, for nothing.
+        self._take(self._tokens, 0, "tokens")
         self._take(self._requests, 1, "requests")
 
-    @contextmanager
-    def reserved(self, num_tokens: int) -> Iterator[Reservation]:
-        """Tokens that an answer may come to, prompt and all, are its own meanwhile; it pays for what it came to.
+    def reserve(self, amounts: Sequence[int]) -> list[Reservation]:
+        """Tokens that each answer of a request may come to, prompt and all: those of all, or of none.
 
         Raises:
             QuotaExceeded: so many are not left; says when to come back.
         """
-        bucket, reservation = self._tokens, Reservation()
-        self._take(bucket, num_tokens, "tokens")
-        try:
-            yield reservation
-        finally:
-            if bucket is not None:
-                bucket.give_back(num_tokens - reservation.count())
+        self._take(self._tokens, sum(amounts), "tokens")
+        return [Reservation(amount, self._tokens) for amount in amounts]
 
     def _take(self, bucket: Bucket | None, amount: int, what: str) -> None:
         wait_s = 0.0 if bucket is None else bucket.take(amount)
-        if bucket is not None and wait_s > 0:
-            told = (
-                f"the key {self._name!r} may have {bucket.per_minute} {what} in a minute, and {amount} are too many now"
-            )
-            raise QuotaExceeded(f"{told}: try again in {wait_s:.1f} s", retry_after_s=math.ceil(wait_s))
+        if bucket is None or wait_s == 0.0:
+            return
+        if amount > bucket.per_minute:
+            told = f"{amount} at a time need all of a minute's to be left"
+        else:
+            told = f"{amount} more are too many now" if amount else "none are left now"
+        raise QuotaExceeded(
+            f"the key {self._name!r} may have {bucket.per_minute} {what} in a minute, and {told}: "
+            f"try again in {wait_s:.1f} s",
+            retry_after_s=math.ceil(wait_s),
+        )
 
     def _resized(self, bucket: Bucket | None, per_minute: int | None) -> Bucket | None:
         if per_minute is None:

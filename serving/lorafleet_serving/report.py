@@ -39,7 +39,14 @@ def parts(pod: Pod) -> dict[str, str]:
         "fetcher": fetcher,
         "registry": registry,
         "adapters": "loaded" if pod.is_caught_up else "loading",
+        "keys": _keys(pod),
     }
+
+
+def _keys(pod: Pod) -> str:
+    if pod.key_file is None:
+        return "not used"
+    return "read" if pod.key_file.error is None else "as they were: the file is wrong now, see the log"
 
 
 def _adapter(pod: Pod, adapter: CatalogAdapter, pinned: frozenset[str]) -> AdapterReport:

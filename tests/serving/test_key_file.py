@@ -36,11 +36,17 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+async def look_twice(held: KeyFile) -> bool:
+    """A change counts once it has stood still."""
+    assert not await held.look()
+    return await held.look()
+
+
 async def test_keys_come_change_and_go_with_the_file(path: Path) -> None:
     held = KeyFile(path)
     assert not await held.look()
     write(path, search={"weight": 3}, other={})
-    assert await held.look()
+    assert await look_twice(held)
     search = held.keys.find("search")
     assert search is not None
     assert search.weight == 3.0
@@ -49,21 +55,51 @@ async def test_keys_come_change_and_go_with_the_file(path: Path) -> None:
     assert not await held.look()
 
 
-@pytest.mark.parametrize("text", ["", "keys: [", '{"keys": [{"name": "search"}]}', None])
+@pytest.mark.parametrize(
+    "text", ["", "keys: [", "keys: 2024-13-45", "[" * 100_000, '{"keys": [{"name": "search"}]}', None]
+)
 async def test_a_file_that_is_wrong_or_gone_leaves_the_keys_and_says_why(path: Path, text: str | None) -> None:
     held = KeyFile(path)
     if text is None:
         path.unlink()
     else:
         path.write_text(text)
-    assert not await held.look()
+    assert not await look_twice(held)
     assert held.error is not None
     assert str(path) in held.error
     assert held.keys.find("batch") is not None
     write(path, search={})
-    assert await held.look()
+    assert await look_twice(held)
     assert held.error is None
     assert held.keys.find("batch") is None
+
+
+async def test_a_file_that_is_being_written_is_let_alone(path: Path) -> None:
+    held = KeyFile(path)
+    limited = f"keys:\n- name: batch\n  sha256: {_digest('batch')}\n  requests_per_minute: 100\n"
+    # Each beginning but the last is no file of keys, or one with fewer limits.
+    for end in range(len(limited) - 30, len(limited)):
+        path.write_text(limited[:end])
+        assert not await held.look()
+    path.write_text(limited)
+    assert await look_twice(held)
+    (batch,) = held.keys
+    assert batch.requests_per_minute == 100
+
+
+async def test_a_file_that_becomes_readable_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = KeyFile(path)
+    write(path, other={})
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_text", _unreadable)
+        assert not await look_twice(held)
+        assert held.error is not None
+    assert await held.look()
+    assert held.error is None
+
+
+def _unreadable(_: Path) -> str:
+    raise PermissionError("not yours")
 
 
 async def test_what_a_key_had_is_remembered_when_the_file_changes(path: Path) -> None:
@@ -74,8 +110,10 @@ async def test_what_a_key_had_is_remembered_when_the_file_changes(path: Path) ->
     quota = held.quota(search)
     quota.take_request()
     quota.take_request()
+    write(path, other={})
+    assert await look_twice(held)
     write(path, search={"requests_per_minute": 2, "weight": 2}, other={})
-    assert await held.look()
+    assert await look_twice(held)
     search = held.keys.find("search")
     assert search is not None
     with pytest.raises(QuotaExceeded):

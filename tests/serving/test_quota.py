@@ -43,35 +43,68 @@ def test_requests_beyond_a_minute_s_are_told_when_to_come_back() -> None:
 
 def test_an_answer_pays_for_what_it_came_to() -> None:
     quota = Quota(a_key(tokens=100), Clock())
-    with quota.reserved(90) as reservation:
-        with pytest.raises(QuotaExceeded), quota.reserved(11):
-            pytest.fail("more is reserved than is left")
-        reservation.count = lambda: 30
-    with quota.reserved(70):
-        pass  # It never began, and pays for nothing.
-    with quota.reserved(70):
-        pass
+    (reservation,) = quota.reserve([90])
+    with pytest.raises(QuotaExceeded, match="11 more are too many now"):
+        quota.reserve([11])
+    reservation.count = lambda: 30
+    reservation.close()
+    for _ in range(2):
+        (unused,) = quota.reserve([70])
+        unused.close()  # It never began, and pays for nothing.
+        unused.close()
 
 
-def test_more_than_a_minute_s_is_had_at_once_where_nothing_was_had_before() -> None:
+def test_the_answers_of_a_request_begin_together_or_not_at_all() -> None:
+    quota = Quota(a_key(tokens=100), Clock())
+    (taken,) = quota.reserve([60])
+    with pytest.raises(QuotaExceeded):
+        quota.reserve([20, 21])
+    taken.close()
+    both = quota.reserve([50, 50])
+    both[0].close()
+    (other,) = quota.reserve([50])
+    for reservation in (*both, other):
+        reservation.close()
+    quota.reserve([100])
+
+
+@pytest.mark.parametrize("amounts", [[250], [100, 150], [50] * 5])
+def test_more_than_a_minute_s_is_had_at_once_where_nothing_was_had_before(amounts: list[int]) -> None:
     clock = Clock()
     quota = Quota(a_key(tokens=100), clock)
-    with quota.reserved(250) as reservation:
-        reservation.count = lambda: 250
-    with pytest.raises(QuotaExceeded) as caught, quota.reserved(1):
-        pytest.fail("the allowance is had already")
+    for amount, reservation in zip(amounts, quota.reserve(amounts), strict=True):
+        reservation.count = lambda amount=amount: amount  # type: ignore[misc]  # Bound now, called later.
+        reservation.close()
+    with pytest.raises(QuotaExceeded, match="1 more are too many now") as caught:
+        quota.reserve([1])
     assert caught.value.retry_after_s == 91
+    with pytest.raises(QuotaExceeded, match="none are left now"):
+        quota.take_request()
+    with pytest.raises(QuotaExceeded, match="250 at a time need all of a minute's to be left"):
+        quota.reserve(amounts)
     clock.now += 91
-    with quota.reserved(1):
-        pass
+    quota.reserve([1])
+
+
+def test_who_comes_back_when_told_is_served() -> None:
+    clock = Clock()
+    quota = Quota(a_key(tokens=1000), clock)
+    for amounts in ([310] * 4, [500], [400, 400], [1000], [2500]):
+        try:
+            reserved = quota.reserve(amounts)
+        except QuotaExceeded as error:
+            clock.now += error.retry_after_s
+            reserved = quota.reserve(amounts)
+        for amount, reservation in zip(amounts, reserved, strict=True):
+            reservation.count = lambda amount=amount: amount  # type: ignore[misc]  # Bound now, called later.
+            reservation.close()
 
 
 def test_a_key_without_limits_has_what_it_asks_for() -> None:
     quota = Quota(a_key(), Clock())
     for _ in range(1000):
         quota.take_request()
-    with quota.reserved(10**12):
-        pass
+    quota.reserve([10**12])
 
 
 def test_what_was_had_stays_had_when_limits_change() -> None:
@@ -98,7 +131,7 @@ def test_what_was_had_stays_had_when_limits_change() -> None:
     per_minute=st.integers(1, 1000),
     asked=st.lists(st.tuples(st.integers(1, 1000), st.floats(0, 1), st.floats(0, 30), st.booleans()), max_size=60),
 )
-def test_nobody_has_more_than_two_minutes_allowance_in_a_minute(
+def test_nobody_begins_more_than_two_minutes_allowance_in_a_minute(
     per_minute: int, asked: list[tuple[int, float, float, bool]]
 ) -> None:
     clock = Clock()
@@ -110,10 +143,11 @@ def test_nobody_has_more_than_two_minutes_allowance_in_a_minute(
             clock.now += pause_s
             most = min(amount, per_minute)
             try:
-                reservation = under_way.enter_context(quota.reserved(most))
+                (reservation,) = quota.reserve([most])
             except QuotaExceeded as error:
                 told.append(error.retry_after_s)
                 continue
+            under_way.callback(reservation.close)
             used = int(share * most)
             reservation.count = lambda used=used: used  # type: ignore[misc]  # Bound now, called later.
             had.append((clock.now, used))

@@ -76,7 +76,7 @@ def _merged_tensors(members: Sequence[_Member], recipe: MergeRecipe) -> Iterator
             told = ", ".join(f"{member.weight:g}" for member in owners[name])
             raise AdapterRefusal(
                 f"merged with the weights {told} and the density {recipe.density:g}, {name} is not finite: "
-                "give smaller weights, or a higher density"
+                "give smaller weights, or a higher density where the strategy drops elements"
             )
         yield name, merged
 

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from fastapi import Request
@@ -23,9 +23,29 @@ from lorafleet_serving.api.question import Question
 from lorafleet_serving.api.sse import unless_disconnected
 from lorafleet_serving.caller import Caller
 from lorafleet_serving.chat_template import ChatTemplate
+from lorafleet_serving.engine.request import SamplingParams
 from lorafleet_serving.exceptions import DeadlineExceeded, InvalidRequest, PromptTooLong
 from lorafleet_serving.loop import off_loop
 from lorafleet_serving.pod import Pod
+from lorafleet_serving.quota import Reservation
+
+
+@dataclass(frozen=True)
+class PreparedQuestion:
+    """A question whose answer can begin."""
+
+    question: Question
+    version: ServedAdapter | None
+    token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    stop: tuple[str, ...]
+    asked_at: float
+    reservation: Reservation = field(default_factory=Reservation)
+
+    @property
+    def num_most(self) -> int:
+        """Tokens of the prompt, and of the longest answer."""
+        return len(self.token_ids) + (self.sampling.max_new_tokens if self.question.pooling is None else 0)
 
 
 class Asker:
@@ -59,8 +79,7 @@ class Asker:
             QuotaExceeded: the caller has had as many requests as it may have in a minute.
             DeadlineExceeded: the time that the request allows is over before all are asked.
         """
-        if question.caller.quota is not None:
-            question.caller.quota.take_request()
+        question.caller.take_request()
         with ExitStack() as held:
             held.enter_context(self.pod.in_flight.preparing())
             async with _within(question.caller.deadline):
@@ -75,36 +94,43 @@ class Asker:
         """
         return await unless_disconnected(request, self._ask_all(questions, running))
 
-    async def ask(self, question: Question, version: ServedAdapter | None, num_scored: int = 0) -> Answer:
-        """Begin to answer with what `adapter_of` found.
+    async def prepare(
+        self, questions: Sequence[Question], version: ServedAdapter | None, held: ExitStack
+    ) -> list[PreparedQuestion]:
+        """Encode and check the questions of one request, and set aside the tokens that their answers may come to.
 
         Args:
-            question: one of a request.
-            version: what `adapter_of` found for it.
-            num_scored: log-probabilities that the request's prompts before this one get.
+            questions: those of one request.
+            version: what `adapter_of` found for them.
+            held: gives back what is set aside and is not used.
 
         Raises:
             ServingError: any of those that `api.errors` answers.
         """
-        asked_at = time.monotonic()
-        block = _prompt_block(version) if question.variables is not None else None
-        self.pod.tokenizer.check_ids((token_id for token_id, _ in question.sampling.logit_bias), "logit_bias")
-        self.pod.tokenizer.check_ids(question.sampling.stop_token_ids, "stop_token_ids")
-        token_ids = await self._encode(question, block, _own_template(version))
-        if question.truncate is not None:
-            token_ids = token_ids[-question.truncate :]
-        constraint = question.sampling.constraint
-        if constraint is not None:
-            constraint = await self.pod.constraints.check(constraint)
-        max_tokens = self._fit(question, len(token_ids), block)
-        question.check_prompt_logprobs(len(token_ids), num_scored)
-        sampling = replace(question.sampling, max_new_tokens=max_tokens, constraint=constraint)
+        prepared: list[PreparedQuestion] = []
+        num_scored = 0
+        for question in questions:
+            prepared.append(await self._prepare(question, version, num_scored))
+            num_scored += question.num_prompt_logprobs(len(prepared[-1].token_ids))
+        reserved = questions[0].caller.reserve([item.num_most for item in prepared])
+        for reservation in reserved:
+            held.callback(reservation.close)
+        return [replace(item, reservation=own) for item, own in zip(prepared, reserved, strict=True)]
+
+    def begin(self, asked: PreparedQuestion) -> Answer:
+        """Begin to answer.
+
+        Raises:
+            ServingError: any of those that `api.errors` answers.
+        """
+        question, version, sampling = asked.question, asked.version, asked.sampling
         watch = None if question.pooling is not None else self.pod.watch(version, question.model)
         if watch is not None and sampling.num_logprobs is None:
             sampling = replace(sampling, num_logprobs=0)  # By which the versions are compared.
-        stop = question.stop if question.stop is not None else block.stop if block is not None else ()
-        generation = self.pod.begin(token_ids, sampling, stop, version, question.pooling, question.caller)
-        return Answer(generation, version, token_ids, asked_at, self.pod, self._metrics, watch)
+        generation = self.pod.begin(
+            asked.token_ids, sampling, asked.stop, version, question.pooling, question.caller, asked.reservation
+        )
+        return Answer(generation, version, asked.token_ids, asked.asked_at, self.pod, self._metrics, watch)
 
     def most_at_once(self, caller: Caller) -> int:
         """How many questions of a caller may wait at the same time, however idle the pod is."""
@@ -134,12 +160,28 @@ class Asker:
     async def _ask_all(self, questions: Sequence[Question], running: ExitStack) -> list[Answer]:
         answers: list[Answer] = []
         async with self.adapter_of(questions[0]) as version:
-            num_scored = 0
-            for question in questions:
-                answers.append(await self.ask(question, version, num_scored))
+            for asked in await self.prepare(questions, version, running):
+                answers.append(self.begin(asked))
                 running.callback(answers[-1].close)
-                num_scored += question.num_prompt_logprobs(answers[-1].num_prompt)
         return answers
+
+    async def _prepare(self, question: Question, version: ServedAdapter | None, num_scored: int) -> PreparedQuestion:
+        """`num_scored` are log-probabilities that the request's prompts before this one get."""
+        asked_at = time.monotonic()
+        block = _prompt_block(version) if question.variables is not None else None
+        self.pod.tokenizer.check_ids((token_id for token_id, _ in question.sampling.logit_bias), "logit_bias")
+        self.pod.tokenizer.check_ids(question.sampling.stop_token_ids, "stop_token_ids")
+        token_ids = await self._encode(question, block, _own_template(version))
+        if question.truncate is not None:
+            token_ids = token_ids[-question.truncate :]
+        constraint = question.sampling.constraint
+        if constraint is not None:
+            constraint = await self.pod.constraints.check(constraint)
+        max_tokens = self._fit(question, len(token_ids), block)
+        question.check_prompt_logprobs(len(token_ids), num_scored)
+        sampling = replace(question.sampling, max_new_tokens=max_tokens, constraint=constraint)
+        stop = question.stop if question.stop is not None else block.stop if block is not None else ()
+        return PreparedQuestion(question, version, token_ids, sampling, stop, asked_at)
 
     async def _find_adapter(self, question: Question, held: ExitStack) -> ServedAdapter | None:
         """What answers; it is held loaded from finding it on."""

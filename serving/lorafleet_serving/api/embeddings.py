@@ -8,6 +8,7 @@ import math
 import sys
 from array import array
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -15,7 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from lorafleet_serving.api.answer import Answer
-from lorafleet_serving.api.asker import Asker
+from lorafleet_serving.api.asker import Asker, PreparedQuestion
 from lorafleet_serving.api.question import Question
 from lorafleet_serving.api.schemas import Prompt, RequestBody
 from lorafleet_serving.api.sse import unless_disconnected
@@ -87,9 +88,9 @@ class EmbeddingRoutes:
     async def _vectors(self, questions: Sequence[Question]) -> list[tuple[Answer, array[float]]]:
         turns = asyncio.Semaphore(min(_AT_A_TIME, self._asker.most_at_once(questions[0].caller)))
 
-        async def vector(question: Question) -> tuple[Answer, array[float]]:
+        async def vector(asked: PreparedQuestion) -> tuple[Answer, array[float]]:
             async with turns:
-                answer = await self._asker.ask(question, version)
+                answer = self._asker.begin(asked)
                 try:
                     found = (await answer.whole()).pieces[-1].output.vector
                 finally:
@@ -98,7 +99,9 @@ class EmbeddingRoutes:
             return answer, found
 
         async with self._asker.adapter_of(questions[0]) as version:
-            return await together(vector(question) for question in questions)
+            with ExitStack() as held:
+                prepared = await self._asker.prepare(questions, version, held)
+                return await together(vector(asked) for asked in prepared)
 
     def _check_dimensions(self, wanted: int | None) -> None:
         if wanted is None:

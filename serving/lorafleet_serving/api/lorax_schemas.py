@@ -21,11 +21,15 @@ def _lower(value: object) -> object:
 AdapterSource = Annotated[Literal["hub", "local", "s3", "pbase", "mlflow"], BeforeValidator(_lower)]
 
 
+MergeWeight = Annotated[float, Field(ge=-1000, le=1000)]
+"""More than anybody merges with, and far from where products of factors are no numbers any more."""
+
+
 class MergedAdaptersField(RequestBody):
     """Adapters of the registry, merged as PEFT's `add_weighted_adapter` does."""
 
     ids: Annotated[list[str], Field(min_length=1, max_length=MAX_MERGED)]
-    weights: Annotated[list[float], Field(min_length=1, max_length=MAX_MERGED)]
+    weights: Annotated[list[MergeWeight], Field(min_length=1, max_length=MAX_MERGED)]
     merge_strategy: Annotated[MergeStrategy, Field(strict=False)] | None = Field(
         None, description="`linear` unless set"
     )

@@ -30,6 +30,7 @@ class Readiness(AnswerBody):
     fetcher: str
     registry: str
     adapters: str
+    keys: str
 
 
 class Liveness(AnswerBody):

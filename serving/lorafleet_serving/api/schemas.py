@@ -42,7 +42,7 @@ def _at_most(num_items: int) -> BeforeValidator:
 
     def count(value: Any) -> Any:
         if isinstance(value, dict) and len(value) > num_items:
-            raise ValueError(f"{len(value)} items are more than the {num_items} that may be given")
+            raise ValueError(f"{len(value)} items are more than the {num_items} that may be given: send fewer")
         return value
 
     return BeforeValidator(count)

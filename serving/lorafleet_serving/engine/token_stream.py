@@ -10,6 +10,9 @@ from lorafleet_serving.engine.request import FinishReason, TokenOutput
 from lorafleet_serving.engine.scored_prompt import ScoredPrompt
 from lorafleet_serving.exceptions import DeadlineExceeded, GenerationFailed, InvalidRequest, ServingError
 
+_FRUITLESS = (None, FinishReason.ABORTED, FinishReason.ERROR, FinishReason.EXPIRED)
+"""Ends of a request that say nothing of what was computed for it."""
+
 
 class TokenStream:
     """The tokens of one request, as they come. Must be closed; closing early aborts the request."""
@@ -19,6 +22,10 @@ class TokenStream:
         self.started = False
         """Whether the engine has answered anything."""
         self.ended = False
+        self.num_tokens = 0
+        """Tokens that the engine has computed, read or not."""
+        self.was_computed = False
+        """Whether the prompt was."""
         self._on_close = on_close
         self._prompt: ScoredPrompt | None = None
         """What has come of the prompt's scores, before the first output."""
@@ -30,6 +37,8 @@ class TokenStream:
             self.feed_prompt(output.prompt)
             output, self._prompt = replace(output, prompt=self._prompt), None
         self.started = True
+        self.num_tokens += output.token_id is not None
+        self.was_computed = self.was_computed or output.token_id is not None or output.finish_reason not in _FRUITLESS
         self.ended = self.ended or output.finish_reason is not None
         self._arrived.put_nowait(output)
 

@@ -49,7 +49,8 @@ class WaitingLimits:
         """
         own, total = self._num_waiting[tenant.name], self._num_waiting.total()
         if tenant.max_waiting is not None and own >= tenant.max_waiting:
-            rate, told = self._left[tenant.name], f"{own} requests of {tenant.name!r} wait already, its limit is {own}"
+            rate, limit = self._left[tenant.name], tenant.max_waiting
+            told = f"{own} requests of {tenant.name!r} wait already, its limit is {limit}"
             raise QueueFull(f"{told}: try later", retry_after_s=rate.seconds_for(own))
         if total >= self._max_waiting and own >= self._share(tenant):
             told = f"{total} requests wait already, the limit is {self._max_waiting}"

@@ -161,12 +161,32 @@ def test_answers_of_one_request_share_the_allowance_and_none_is_left_behind(keye
     keyed.write(several={"tokens_per_minute": TOKENS})
     key = "key-of-several"
     keyed.process.wait_for(lambda: keyed.ask(key, max_tokens=1).status_code != 401 or None, "the key to be known")
-    refused = keyed.ask(key, n=4, max_tokens=TOKENS // 3, temperature=1.0)
+    # They fit one by one, and not together; and nothing of it is begun, or paid for.
+    refused = keyed.ask(key, n=2, max_tokens=TOKENS // 2, temperature=1.0)
     assert refused.status_code == 429
-    keyed.process.wait_for(
-        lambda: keyed.process.metric("vllm:num_requests_running") == 0 or None, "all that began to be ended"
+    assert keyed.ask(key, n=2, max_tokens=TOKENS // 4, temperature=1.0).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"), [("/v1/completions", {"prompt": ["a b"] * 40}), ("/v1/embeddings", {"input": ["a b"] * 40})]
+)
+def test_many_prompts_of_one_request_pass_once_the_allowance_is_whole(
+    keyed: KeyedPod, path: str, fields: dict[str, Any]
+) -> None:
+    name = f"many-{path.rpartition('/')[2]}"
+    keyed.write(**{name: {"tokens_per_minute": TOKENS}})
+    key = f"key-of-{name}"
+    # More than a minute's at once: they are all begun, or none is.
+    first = keyed.process.wait_for(
+        lambda: None if (answer := keyed.ask(key, path, **fields)).status_code == 401 else answer, "the key to be known"
     )
-    assert keyed.ask(key, max_tokens=TOKENS // 3).status_code == 200
+    assert first.status_code == 200, first.text
+    usage = first.json()["usage"]
+    assert usage["total_tokens"] > TOKENS
+    again = keyed.ask(key, path, **fields)
+    assert again.status_code == 429
+    owed_s = (usage["total_tokens"] - TOKENS) / TOKENS * 60
+    assert owed_s - 30 <= int(again.headers["retry-after"]) <= owed_s + 1
 
 
 def test_keys_change_while_the_pod_runs(keyed: KeyedPod) -> None:
@@ -186,6 +206,8 @@ def test_keys_change_while_the_pod_runs(keyed: KeyedPod) -> None:
     keyed.path.write_text("keys: [")
     keyed.process.wait_for(lambda: "the keys stay as they were" in keyed.process.log.read_text() or None, "the error")
     assert keyed.ask("key-of-fresh").status_code == 200
+    assert keyed.process.http.get("/ready").json()["keys"].startswith("as they were")
     keyed.write()
     keyed.process.wait_for(lambda: keyed.ask("key-of-fresh").status_code == 401 or None, "the key to be gone")
+    assert keyed.process.http.get("/ready").json()["keys"] == "read"
     assert keyed.ask(OPEN).status_code == 200
