@@ -83,6 +83,7 @@ class StepProcess:
         try:
             prepare()
             self._files.failure.unlink(missing_ok=True)
+            self._files.cancellation.unlink(missing_ok=True)
             self._files.process.unlink(missing_ok=True)
             with self._files.log.open("ab") as log:
                 self._child = subprocess.Popen(
@@ -142,13 +143,15 @@ class StepProcess:
         """End the process and wait until it is gone; followers see the reason. False when none runs."""
         if not self.is_running:
             return False
+        # Before the process ends: a follower may look at once, and finds what the process itself says of its end.
+        write_json(self._files.cancellation, {"error": type(reason).__name__, "message": str(reason)})
         for number, patience in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _GRACE_S)):
             self._signal(number)
             if self._gone_within(patience):
                 break
         else:
+            self._files.cancellation.unlink(missing_ok=True)
             raise self._lost(f"the process in {self._files.folder} cannot be ended: look at its state with ps")
-        write_json(self._files.failure, {"error": type(reason).__name__, "message": str(reason)})
         return True
 
     def _lock(self) -> int | None:
@@ -186,11 +189,12 @@ class StepProcess:
         return False
 
     def _failure(self, status: int | None) -> PipelineError:
-        if self._files.failure.is_file():
-            found = json.loads(self._files.failure.read_text())
-            kind = getattr(exceptions, found["error"], self._lost)
-            error: PipelineError = kind(found["message"])
-            return error
+        for told in (self._files.cancellation, self._files.failure):
+            if told.is_file():
+                found = json.loads(told.read_text())
+                kind = getattr(exceptions, found["error"], self._lost)
+                error: PipelineError = kind(found["message"])
+                return error
         return self._lost(
             f"the process in {self._files.folder} ended without a result ({_ending(status)}): look at "
             f"{self._files.log}; a retry goes on from the last checkpoint"

@@ -61,6 +61,11 @@ class StepFiles:
         return self.folder / "failure.json"
 
     @property
+    def cancellation(self) -> Path:
+        """Class and message of why somebody ended it."""
+        return self.folder / "cancellation.json"
+
+    @property
     def log(self) -> Path:
         """What it printed."""
         return self.folder / "process.log"

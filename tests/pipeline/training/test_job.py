@@ -93,7 +93,9 @@ def test_killed_training_is_named_and_resumes_to_the_same_adapter(
     assert train(spec, parts, platform) == result
 
 
-def test_second_caller_follows_the_process_that_runs(spec_of: SpecFactory, platform: PlatformSettings) -> None:
+def test_second_caller_follows_the_process_that_runs(
+    spec_of: SpecFactory, platform: PlatformSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = spec_of(training=LONG)
     run = make_run(spec, platform)
     followers = [_Follower(lambda: train(spec, run, platform)) for _ in range(2)]
@@ -112,6 +114,15 @@ def test_second_caller_follows_the_process_that_runs(spec_of: SpecFactory, platf
     )
     assert by_hand.returncode == 1
     assert "another process works in" in by_hand.stderr
+    gone_within = StepProcess._gone_within
+
+    def look_at_once(process: StepProcess, seconds: float) -> bool:
+        is_gone = gone_within(process, seconds)
+        with pytest.raises(TrainingCancelled, match="was cancelled"):
+            TrainingJob(run).follow()
+        return is_gone
+
+    monkeypatch.setattr(StepProcess, "_gone_within", look_at_once)
     assert TrainingJob(run).cancel()
     for follower in followers:
         follower.join(timeout=30)
