@@ -60,7 +60,7 @@ class KeyFile:
         return self._quotas[key.name]
 
     async def follow(self, on_change: Callable[[ApiKeys], None]) -> None:
-        """Take every change of the file, within about a second of it, for ever."""
+        """Take every change of the file, within about two seconds, for ever."""
         while True:
             await asyncio.sleep(LOOK_S)
             try:
