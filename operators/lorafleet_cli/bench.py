@@ -50,6 +50,7 @@ def serving(
     model: Annotated[str, typer.Option(help="Base model: a folder or a hub id")] = DEFAULT_BASE_MODEL,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds of decoding; each measures everything once")] = 3,
     load_seconds: Annotated[float, typer.Option(min=0, help="Length of each closed-loop load; 0 leaves them out")] = 20,
+    load_repeats: Annotated[int, typer.Option(min=1, help="How often each closed-loop load is measured")] = 1,
     vllm_python: Annotated[
         Path | None, typer.Option(help="Interpreter of an environment with vLLM, a further peer; unset leaves it out")
     ] = None,
@@ -60,7 +61,7 @@ def serving(
     folder = resolve_base_model(model)
     notes = Console(stderr=True)
     benchmark = _benchmark("serving")
-    plan = benchmark.LoadPlan(seconds=load_seconds)
+    plan = benchmark.LoadPlan(seconds=load_seconds, repeats=load_repeats)
     vllm = None if vllm_python is None else benchmark.VllmPeer(vllm_python)
     results = benchmark.measure(folder, repeats, plan, notes.print, vllm)
     left_out = [name for name in benchmark.VLLM_NAMES if name not in results]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
@@ -111,40 +111,21 @@ def _read_key(path: Path, number: int, entry: Any) -> ApiKey:
         raise InvalidSetting(
             f"api_keys {path}, key {number}: it must have name and sha256, and may have {', '.join(sorted(known))}"
         )
-    name, weight, waiting = entry["name"], entry.get("weight", 1.0), entry.get("max_waiting")
-    highest, scopes = entry.get("max_priority", 0), entry.get("scopes", [])
-    models = entry.get("models", ["*"])
-    reserved = (ANONYMOUS.name, ADMIN.name)
-    for what, valid, limit in (
-        (
-            "name",
-            isinstance(name, str) and _NAME.fullmatch(name) and name not in reserved,
-            f"{_NAME.pattern}, no other's",
-        ),
-        ("sha256", isinstance(entry["sha256"], str) and _DIGEST.fullmatch(entry["sha256"]), "64 hex digits: sha256sum"),
-        ("weight", _is_number(weight) and 0 < weight <= _MAX_WEIGHT, f"above 0 and at most {_MAX_WEIGHT:.0f}"),
-        ("max_priority", type(highest) is int and highest in PRIORITIES, f"in {PRIORITIES[0]} to {PRIORITIES[-1]}"),
-        ("max_waiting", waiting is None or (type(waiting) is int and waiting >= 1), "at least 1"),
-        (
-            "scopes",
-            isinstance(scopes, list) and all(scope in list(Scope) for scope in scopes),
-            f"of {[*map(str, Scope)]}",
-        ),
-        (
-            "models",
-            _are_patterns(models),
-            f"1 to {_MAX_PATTERNS} patterns such as 'support-*', each of 1 to {_MAX_PATTERN_CHARACTERS} characters",
-        ),
-        *(
-            (what, entry.get(what) is None or _is_allowance(entry[what]), f"a whole number from 1 to {_MAX_PER_MINUTE}")
-            for what in ("requests_per_minute", "tokens_per_minute")
-        ),
-    ):
-        if not valid:
-            told = "" if what == "sha256" else f" is {str(entry.get(what))[:100]!r}, it"
+    given = {"weight": 1.0, "max_priority": 0, "scopes": [], "models": ["*"], **entry}
+    for what, (is_valid, limit) in _LIMITS.items():
+        if what in given and not is_valid(given[what]):
+            told = "" if what == "sha256" else f" is {str(given[what])[:100]!r}, it"
             raise InvalidSetting(f"api_keys {path}, key {number}: {what}{told} must be {limit}")
-    changed = {"weight": float(weight), "scopes": frozenset(map(Scope, scopes)), "models": tuple(models)}
-    return ApiKey(**{**entry, **changed})
+    read = {
+        "weight": float(given["weight"]),
+        "scopes": frozenset(map(Scope, given["scopes"])),
+        "models": tuple(given["models"]),
+    }
+    return ApiKey(**{**given, **read})
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(_NAME.fullmatch(value)) and value not in (ANONYMOUS.name, ADMIN.name)
 
 
 def _are_patterns(value: object) -> bool:
@@ -155,9 +136,33 @@ def _are_patterns(value: object) -> bool:
     )
 
 
+def _are_scopes(value: object) -> bool:
+    return isinstance(value, list) and all(scope in list(Scope) for scope in value)
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _MAX_WEIGHT
+
+
 def _is_allowance(value: object) -> bool:
-    return type(value) is int and 1 <= value <= _MAX_PER_MINUTE
+    return value is None or (type(value) is int and 1 <= value <= _MAX_PER_MINUTE)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+_LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (_is_name, f"{_NAME.pattern}, no other's"),
+    "sha256": (lambda value: isinstance(value, str) and bool(_DIGEST.fullmatch(value)), "64 hex digits: sha256sum"),
+    "weight": (_is_weight, f"above 0 and at most {_MAX_WEIGHT:.0f}"),
+    "max_priority": (
+        lambda value: type(value) is int and value in PRIORITIES,
+        f"in {PRIORITIES[0]} to {PRIORITIES[-1]}",
+    ),
+    "max_waiting": (lambda value: value is None or (type(value) is int and value >= 1), "at least 1"),
+    "scopes": (_are_scopes, f"of {[*map(str, Scope)]}"),
+    "models": (
+        _are_patterns,
+        f"1 to {_MAX_PATTERNS} patterns such as 'support-*', each of 1 to {_MAX_PATTERN_CHARACTERS} characters",
+    ),
+    "requests_per_minute": (_is_allowance, f"a whole number from 1 to {_MAX_PER_MINUTE}"),
+    "tokens_per_minute": (_is_allowance, f"a whole number from 1 to {_MAX_PER_MINUTE}"),
+}
+"""What each field of an entry must be."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from tests.serving.pod_process import PodProcess
 
 NUM_TOKENS = 32
 LONG_PROMPT_TOKENS = 2000
+JUDGED = ("tokens_per_s", "ttft_p99_to_p50", "itl_p99_to_p50")
 
 Report = Callable[[str], None]
 
@@ -44,24 +47,51 @@ class Choice(StrEnum):
         return chance.choices(names, weights)[0]
 
 
+@dataclass(frozen=True)
+class LoadPlan:
+    """Closed-loop users to measure."""
+
+    users: tuple[int, ...] = (1, 32, 100)
+    seconds: float = 20.0
+    """Of each load; 0 measures none."""
+    repeats: int = 1
+    """How often each load is measured, all in turn."""
+
+
 def measure_load(
-    model: Path, adapters: Mapping[str, Path], users: Sequence[int], seconds: float, folder: Path, report: Report
+    model: Path, adapters: Mapping[str, Path], plan: LoadPlan, folder: Path, report: Report
 ) -> dict[str, float]:
-    """Every number of users with adapters drawn uniformly, and the most of them with each way of choosing."""
-    results: dict[str, float] = {}
+    """Every number of users with adapters drawn uniformly, and the most of them with each way of choosing.
+
+    Figures are medians of the repeats; `least` and `most` of those that a load is judged by stand beside them, and
+    errors are all that there were.
+    """
+    loads = [(number, Choice.UNIFORM) for number in plan.users]
+    loads += [(max(plan.users), choice) for choice in Choice if choice is not Choice.UNIFORM]
+    runs: dict[str, list[dict[str, float]]] = {}
     with _serving(model, adapters, folder, report) as pod:
-        loads = [(number, Choice.UNIFORM) for number in users]
-        loads += [(max(users), choice) for choice in Choice if choice is not Choice.UNIFORM]
-        for number, choice in loads:
-            timings = asyncio.run(_closed_loop(pod.url, list(adapters), number, choice, seconds))
-            _store(results, f"load.users_{number}.{choice}", timings, report)
-        timings = asyncio.run(_beside_long_prompts(pod.url, list(adapters), seconds))
-        _store(results, "load.long_prompt", timings, report)
-    return results
+        for _ in range(plan.repeats):
+            for number, choice in loads:
+                timings = asyncio.run(_closed_loop(pod.url, list(adapters), number, choice, plan.seconds))
+                _store(runs, f"load.users_{number}.{choice}", timings, report)
+            timings = asyncio.run(_beside_long_prompts(pod.url, list(adapters), plan.seconds))
+            _store(runs, "load.long_prompt", timings, report)
+    return {f"{name}.{key}": value for name, seen in runs.items() for key, value in summarize(seen).items()}
 
 
-def _store(results: dict[str, float], name: str, timings: Timings, report: Report) -> None:
-    results |= {f"{name}.{key}": value for key, value in timings.summary().items()}
+def summarize(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """One load's figures from those of its repeats."""
+    figures: dict[str, float] = {}
+    for key in dict.fromkeys(key for run in runs for key in run):
+        values = [run[key] for run in runs if key in run]
+        figures[key] = sum(values) if key == "errors" else statistics.median(values)
+        if key in JUDGED:
+            figures |= {f"{key}.least": min(values), f"{key}.most": max(values)}
+    return figures
+
+
+def _store(runs: dict[str, list[dict[str, float]]], name: str, timings: Timings, report: Report) -> None:
+    runs.setdefault(name, []).append(timings.summary())
     report(f"{name}: {timings.told()}")
 
 

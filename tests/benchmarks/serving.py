@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from lorafleet_serving.engine.request import GenerationRequest, SamplingParams
 from lorafleet_serving.kernels.weight_format import WeightFormat
 from tests.benchmarks.adapters import MOST_ADAPTERS, PROMPT, RANK, write_adapters
 from tests.benchmarks.limits import Limits
-from tests.benchmarks.load import measure_load
+from tests.benchmarks.load import LoadPlan, measure_load
 from tests.benchmarks.perplexity import measure_perplexity
 from tests.benchmarks.vllm_peer import NAMES as VLLM_NAMES, OPTION as VLLM_OPTION, DecodingBatch, VllmPeer
 
@@ -56,22 +55,13 @@ LONG_PROMPT = tuple(7 * i % 40000 + 100 for i in range(1024))
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class LoadPlan:
-    """Closed-loop users to measure."""
-
-    users: tuple[int, ...] = (1, 32, 100)
-    seconds: float = 20.0
-    """Of each load; 0 measures none."""
-
-
 def measure(
     model: Path, repeats: int, load: LoadPlan, report: Report, vllm: VllmPeer | None = None
 ) -> dict[str, float]:
     """Run the benchmark and return its flat map of results.
 
     Decoding is in tokens per second, medians, with the `.spread` of each, likewise each of `RATIOS`; loads are as
-    `load.Timings` has them.
+    `measure_load` has them.
 
     Raises:
         InvalidSetting: vLLM does not decode.
@@ -91,7 +81,7 @@ def measure(
         results |= measure_perplexity(model, report)
         contenders.clear()  # Their memory and threads are the pod's from here on.
         if load.seconds > 0:
-            results |= measure_load(model, adapters, load.users, load.seconds, Path(folder), report)
+            results |= measure_load(model, adapters, load, Path(folder), report)
     return results
 
 

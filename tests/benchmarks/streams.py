@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector
 
-_TOLD = ("tokens_per_s", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99")
+_TOLD = ("tokens_per_s", "ttft_p50", "ttft_p99_to_p50", "itl_p50", "itl_p99_to_p50")
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Timings:
             if values:
                 figures[f"{name}_mean"] = statistics.fmean(values)
                 figures |= {f"{name}_p{percent}": percentile(values, percent) for percent in (50, 90, 99)}
+                figures[f"{name}_p99_to_p50"] = figures[f"{name}_p99"] / figures[f"{name}_p50"]
         return figures
 
     def told(self) -> str:

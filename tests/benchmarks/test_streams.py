@@ -14,4 +14,5 @@ def test_a_load_that_only_fails_is_told_with_its_errors() -> None:
 def test_answers_of_one_token_have_no_time_between_tokens() -> None:
     figures = Timings(ttft=[0.5, 0.1], total=[0.5, 0.1], num_tokens=2, seconds=2.0).summary()
     assert (figures["tokens_per_s"], figures["ttft_mean"], figures["total_p50"]) == (1.0, 0.3, 0.5)
+    assert figures["ttft_p99_to_p50"] == 1.0
     assert not [name for name in figures if name.startswith("itl")]

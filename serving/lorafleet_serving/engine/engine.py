@@ -77,27 +77,12 @@ class Engine:
         self.item_bytes = dtype.itemsize
         self._request_check = RequestCheck(model.vocab_size, self.max_model_len)
         self._eos_token_ids = read_eos_token_ids(config.model)
-        self.adapters = AdapterPool(
-            model,
-            dtype,
-            device,
-            host_bytes=config.adapter_host_bytes,
-            device_bytes=config.adapter_device_bytes,
-        )
+        host_bytes, device_bytes = config.adapter_host_bytes, config.adapter_device_bytes
+        self.adapters = AdapterPool(model, dtype, device, host_bytes=host_bytes, device_bytes=device_bytes)
         """Those in memory; filled by `load_adapter`, or by a `LoadQueue` beside the steps."""
         self._blocks = BlockManager(kv_cache.num_blocks, kv_cache.block_size, prefix_caching=config.prefix_caching)
         self._pace = PrefillPace(config.max_step_stretch, config.max_batched_tokens)
-        self._scheduler = Scheduler(
-            self._blocks,
-            self.adapters,
-            max_num_seqs=config.max_num_seqs,
-            max_batched_tokens=config.max_batched_tokens,
-            pace=self._pace,
-            adapter_turn_steps=config.adapter_turn_steps,
-            fairness_slack=config.fairness_slack,
-            priority_head_start=config.priority_head_start,
-            most_guessing_rows=_MOST_GUESSING_ROWS,
-        )
+        self._scheduler = _scheduler(config, self._blocks, self.adapters, self._pace)
         self._runner = ModelRunner(model, kv_cache, device)
         self._num_sites = len(model.linears)
         self._compiler = GrammarCompiler(
@@ -320,3 +305,17 @@ class Engine:
         self._request_check.check(request)
         if request.adapter is not None and not self.adapters.serves(request.adapter):
             raise InvalidRequest(f"adapter {request.adapter} is not loaded", field="adapter")
+
+
+def _scheduler(config: EngineConfig, blocks: BlockManager, adapters: AdapterPool, pace: PrefillPace) -> Scheduler:
+    return Scheduler(
+        blocks,
+        adapters,
+        max_num_seqs=config.max_num_seqs,
+        max_batched_tokens=config.max_batched_tokens,
+        pace=pace,
+        adapter_turn_steps=config.adapter_turn_steps,
+        fairness_slack=config.fairness_slack,
+        priority_head_start=config.priority_head_start,
+        most_guessing_rows=_MOST_GUESSING_ROWS,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -304,21 +303,22 @@ def test_an_explicit_version_is_the_administrators(pod: PodProcess, adapter: Reg
     assert allowed.headers["x-lorafleet-adapter"] == adapter.label
 
 
-def test_a_client_that_leaves_ends_its_request(pod: PodProcess, adapter: Registered) -> None:
-    num_clients, max_tokens = 4, 240
-    body = {"model": "dialects", "prompt": "the", "max_tokens": max_tokens, "min_tokens": max_tokens, "stream": True}
-    generated = pod.metric("vllm:generation_tokens_total")
-    with ExitStack() as clients:
-        for _ in range(num_clients):
-            response = clients.enter_context(pod.http.stream("POST", "/v1/completions", json=body))
-            next(response.iter_lines())
+def test_a_client_that_leaves_ends_all_answers_of_its_request(pod: PodProcess, adapter: Registered) -> None:
+    num_clients, num_answers, max_tokens = 4, 8, 240
+    body = {"model": "dialects", "prompt": "the", "n": num_answers, "max_tokens": max_tokens, "min_tokens": max_tokens}
+    generated, ended_well = pod.metric("vllm:generation_tokens_total"), pod.metric("vllm:request_success_total")
 
     def idle() -> bool | None:
         report = pod.version("dialects", 1)
-        return True if report is not None and report.in_flight == 0 else None
+        held = [pod.metric(f"vllm:{name}") for name in ("num_requests_running", "kv_cache_usage_perc")]
+        return True if report is not None and report.in_flight == 0 and not any(held) else None
 
-    pod.wait_for(idle, "the requests to be given up")
-    assert pod.metric("vllm:generation_tokens_total") - generated < num_clients * max_tokens
+    for _ in range(num_clients):
+        with pod.http.stream("POST", "/v1/completions", json={**body, "temperature": 1.0, "stream": True}) as response:
+            next(response.iter_lines())
+        pod.wait_for(idle, "the answers to be given up, with their blocks")
+    assert pod.metric("vllm:request_success_total") == ended_well
+    assert pod.metric("vllm:generation_tokens_total") - generated < num_clients * num_answers * max_tokens / 2
 
 
 @pytest.mark.parametrize(

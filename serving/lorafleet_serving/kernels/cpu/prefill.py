@@ -175,8 +175,7 @@ def _attend(
         for first in range(part * _NUM_QUERIES, num_new * group, num_parts * _NUM_QUERIES):
             num_queries = min(_NUM_QUERIES, num_new * group - first)
             for member in range(num_queries):
-                row, head = (first + member) // group, kv_head * group + (first + member) % group
-                start = head * head_dim // 2
+                row, start = _place(first + member, kv_head, group, head_dim // 2)
                 queries[member] = asked[first_row + row, start : start + head_dim // 2]
             last_seen = context_len - num_new + (first + num_queries - 1) // group + 1
             num_seen = (last_seen + _PANEL - 1) // _PANEL
@@ -189,8 +188,14 @@ def _attend(
                 columns = values[kv_head * num_column_panels + number]
                 _multiply(pairs, columns, num_seen * _PANEL // 2, sums, number * _PANEL)
             for member in range(num_queries):
-                row, head = (first + member) // group, kv_head * group + (first + member) % group
-                _store(sums[member], totals[member], target[first_row + row, head * head_dim : (head + 1) * head_dim])
+                row, start = _place(first + member, kv_head, group, head_dim)
+                _store(sums[member], totals[member], target[first_row + row, start : start + head_dim])
+
+
+@inlined
+def _place(number: int, kv_head: int, group: int, width: int) -> tuple[int, int]:
+    """Row and first column of a query among those of a key head, which are counted row by row."""
+    return number // group, (kv_head * group + number % group) * width
 
 
 @compiled
