@@ -73,6 +73,8 @@ class KeyFile:
         """Read the file if it has changed; returns whether other keys are in force now."""
         mark = await asyncio.to_thread(_Mark.of, self._path)
         stands_still, self._seen = mark == self._seen, mark
+        if mark == self._mark:
+            self.error = None  # What was in the way has passed, and the file is as it was.
         if mark == self._mark or not stands_still:
             return False
         try:

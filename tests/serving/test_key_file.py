@@ -74,6 +74,22 @@ async def test_a_file_that_is_wrong_or_gone_leaves_the_keys_and_says_why(path: P
     assert held.keys.find("batch") is None
 
 
+async def test_a_file_that_is_back_as_it_was_is_wrong_no_more(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = KeyFile(path)
+
+    def refuse(_: Path) -> ApiKeys:
+        raise InvalidSetting("the volume is away")
+
+    with monkeypatch.context() as away:
+        away.setattr("lorafleet_serving.key_file._Mark.of", lambda _: None)
+        away.setattr("lorafleet_serving.api_keys.ApiKeys.read", refuse)
+        assert not await look_twice(held)
+        assert held.error == "the volume is away"
+    assert not await held.look()
+    assert held.error is None
+    assert held.keys.find("batch") is not None
+
+
 async def test_a_file_that_is_being_written_is_let_alone(path: Path) -> None:
     held = KeyFile(path)
     limited = f"keys:\n- name: batch\n  sha256: {_digest('batch')}\n  requests_per_minute: 100\n"

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from lorafleet_serving.api.schemas import MAX_LOGPROBS, FirstErrorOnly, RequestBody, SamplingFields, exactly_one
 
+MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
 MAX_TOOL_NAME_CHARACTERS = 64
 
@@ -126,7 +127,7 @@ class ChatRequest(SamplingFields):
 
     model_config = ConfigDict(json_schema_extra=exactly_one("messages", "variables"))
 
-    messages: Annotated[list[ChatMessage], FirstErrorOnly, Field(min_length=1)] | None = None
+    messages: Annotated[list[ChatMessage], FirstErrorOnly, Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
     max_tokens: int | None = Field(None, ge=1, description="All the room there is unless set")
     max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of the same, which wins")
     logprobs: bool | None = None

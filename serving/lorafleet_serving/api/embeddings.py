@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from lorafleet_serving.api.answer import Answer
 from lorafleet_serving.api.asker import Asker, PreparedQuestion
+from lorafleet_serving.api.long_json import json_response
 from lorafleet_serving.api.question import Question
 from lorafleet_serving.api.schemas import Prompt, RequestBody
 from lorafleet_serving.api.sse import unless_disconnected
@@ -73,17 +73,19 @@ class EmbeddingRoutes:
             for item in split_inputs(body.input)
         ]
         answers = await unless_disconnected(request, self._vectors(questions))
-        write = _base64 if body.encoding_format == "base64" else _numbers
-        data = [
-            {"object": "embedding", "index": index, "embedding": write(_normalized(vector))}
-            for index, (_, vector) in enumerate(answers)
-        ]
         first, _ = answers[0]
         num_tokens = sum(answer.num_prompt for answer, _ in answers)
         usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-        return JSONResponse(
-            {"object": "list", "data": data, "model": first.model, "usage": usage}, headers=first.headers
-        )
+        form = _base64 if body.encoding_format == "base64" else _numbers
+
+        def write() -> Json:
+            data = [
+                {"object": "embedding", "index": index, "embedding": form(_normalized(vector))}
+                for index, (_, vector) in enumerate(answers)
+            ]
+            return {"object": "list", "data": data, "model": first.model, "usage": usage}
+
+        return await json_response(sum(len(vector) for _, vector in answers), write, first.headers)
 
     async def _vectors(self, questions: Sequence[Question]) -> list[tuple[Answer, array[float]]]:
         turns = asyncio.Semaphore(min(_AT_A_TIME, self._asker.most_at_once(questions[0].caller)))

@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse
 
 from lorafleet_serving.loop import Result
 
-_INLINE_LOGPROBS = 1000
-"""Fewer are written on the event loop: a thread would cost more than the work."""
+_INLINE_ITEMS = 1000
+"""Log-probabilities, tokens or numbers. Fewer are written on the event loop: a thread would cost more than the work."""
 _PART = 64
 """Items of a list that are written at once: meanwhile no other thread runs, the event loop's neither."""
 
@@ -41,15 +41,15 @@ def long_json(value: Any) -> str:
     return "[" + ",".join(_encode(part)[1:-1] for part in parts) + "]"
 
 
-async def written(num_logprobs: int, write: Callable[[], Result]) -> Result:
-    """What `write` makes of so many log-probabilities; by a thread where they are many."""
-    return write() if num_logprobs <= _INLINE_LOGPROBS else await asyncio.to_thread(write)
+async def written(num_items: int, write: Callable[[], Result]) -> Result:
+    """What `write` makes of so many items; by a thread where they are many."""
+    return write() if num_items <= _INLINE_ITEMS else await asyncio.to_thread(write)
 
 
-async def json_response(num_logprobs: int, write: Callable[[], Any], headers: Mapping[str, str]) -> Response:
-    """The answer that `write` makes of so many log-probabilities."""
-    kind = JSONResponse if num_logprobs <= _INLINE_LOGPROBS else LongJSONResponse
-    return await written(num_logprobs, lambda: kind(write(), headers=headers))
+async def json_response(num_items: int, write: Callable[[], Any], headers: Mapping[str, str]) -> Response:
+    """The answer that `write` makes of so many items."""
+    kind = JSONResponse if num_items <= _INLINE_ITEMS else LongJSONResponse
+    return await written(num_items, lambda: kind(write(), headers=headers))
 
 
 def _nests(item: Any) -> bool:

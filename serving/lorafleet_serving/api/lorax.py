@@ -122,7 +122,7 @@ class LoraxRoutes:
         tokenizer = self._pod.tokenizer
         tokenizer.check_text(body.inputs, self._pod.max_model_len, "inputs")
         tokens = await off_loop(body.inputs, tokenizer.split, add_special_tokens=body.add_special_tokens)
-        return JSONResponse([token._asdict() for token in tokens])
+        return await json_response(len(tokens), lambda: [token._asdict() for token in tokens], {})
 
     async def _generate(self, body: GenerateRequest, request: Request, *, as_list: bool) -> Response:
         parameters = body.parameters or GenerateParameters()

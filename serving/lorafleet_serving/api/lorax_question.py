@@ -118,7 +118,7 @@ class QuestionReader:
         model = parameters.adapter_id or ""
         if model and parameters.merged_adapters is not None:
             raise InvalidRequest("send either adapter_id or merged_adapters, not both", field="adapter_id")
-        return "" if model == _BASE_MODEL else model
+        return "" if model in (_BASE_MODEL, self.pod.config.base_id) else model
 
     def _merged(self, parameters: AdapterParameters) -> MergedAdapter | None:
         field = parameters.merged_adapters
@@ -203,4 +203,4 @@ def _constraint(wanted: ResponseFormat) -> Constraint | None:
 def _other(first: Question) -> Question:
     """One more answer to the same prompt, which need not be scored again."""
     sampling = replace(first.sampling, seed=secrets.randbits(_SEED_BITS), num_prompt_logprobs=None)
-    return replace(first, sampling=sampling)
+    return replace(first, sampling=sampling, is_repeated=True)

@@ -86,7 +86,10 @@ def _whole(value: Any) -> Any:
     """JSON knows one kind of number: 2.0 is as good an integer as 2."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return [_whole(item) for item in value] if isinstance(value, list) else value
+    # Of a prompt's tokens there may be millions, and mostly nothing to do.
+    if not isinstance(value, list) or set(map(type, value)) <= {int, str}:
+        return value
+    return [_whole(item) for item in value]
 
 
 def exactly_one(*names: str) -> JsonDict:

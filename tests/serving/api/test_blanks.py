@@ -130,3 +130,11 @@ def test_a_prompt_that_breaks_off_inside_a_character_is_gone_on_with(pod: PodPro
     last = str(tokenizer.convert_tokens_to_ids("<0xAC>"))
     (choice,) = complete(pod, prompt=prompt, max_tokens=1, logit_bias={last: 100}, logprobs=1)
     assert (choice["text"], choice["logprobs"]["tokens"]) == ("€", ["€"])
+
+
+def test_tokens_of_a_long_text_are_all_there(pod: PodProcess) -> None:
+    text = "q7" * 750
+    tokens = pod.http.post("/tokenize", json={"inputs": text}).json()
+    assert len(tokens) > 1000
+    assert "".join(token["text"] for token in tokens).endswith(text[-100:])
+    assert tokens[-1]["stop"] == len(text)

@@ -92,6 +92,13 @@ def test_tokenize_gives_places_in_the_text(pod: PodProcess) -> None:
     assert set(tokens[0]) == {"id", "text", "start", "stop"}
 
 
+def test_the_base_model_by_its_id_is_no_adapter(pod: PodProcess) -> None:
+    asked = {"inputs": "the cat", "parameters": {"adapter_id": "tiny-llama", "max_new_tokens": 2}}
+    answer = pod.http.post("/generate", json=asked)
+    assert answer.status_code == 200
+    assert not {"x-adapter-id", "x-adapter-source"} & set(answer.headers)
+
+
 def test_info_gives_model_and_limits(pod: PodProcess) -> None:
     info = pod.http.get("/info").json()
     assert info["model_id"] == "tiny-llama"
