@@ -11,7 +11,7 @@ from lorafleet_contract.aliases import Alias
 from lorafleet_pipeline.registry.overview import AdapterOverview, fleet_overview
 from lorafleet_pipeline.settings import PlatformSettings
 
-_ALIASES = (Alias.CHAMPION, Alias.LIVE, Alias.PREVIOUS, Alias.CHALLENGER)
+_ALIASES = (Alias.CHAMPION, Alias.LIVE, Alias.PREVIOUS, Alias.CHALLENGER, Alias.SHADOW)
 
 
 def command(as_json: JsonOption = False) -> None:
@@ -25,6 +25,8 @@ def command(as_json: JsonOption = False) -> None:
     columns = ("adapter", "versions", *aliases, "gate", "state", "pods serve")
     print_table(None, columns, [_row(adapter, aliases) for adapter in overview.adapters])
     for adapter in overview.adapters:
+        for trial in adapter.trials():
+            results.print(f"{adapter.name}: {trial}")
         if adapter.error:
             results.print(f"{adapter.name}: {adapter.error}")
     for error in overview.silent_pods.values():

@@ -61,7 +61,7 @@ def read_adapters() -> dict[str, Any]:
             status.HTTP_502_BAD_GATEWAY, "The registry cannot be read: see the api-server's log"
         ) from error
     return {
-        "adapters": [asdict(item) for item in overview.adapters],
+        "adapters": [{**asdict(item), "trials": item.trials()} for item in overview.adapters],
         "silent_pods": sorted(overview.silent_pods),
     }
 

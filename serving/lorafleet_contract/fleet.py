@@ -38,6 +38,21 @@ class CanaryReport:
 
 
 @dataclass(frozen=True)
+class ShadowReport:
+    """What one pod saw of an adapter's shadow beside its champion."""
+
+    version: int
+    num_answers: int = 0
+    """Requests that both answered."""
+    num_same: int = 0
+    """Those that both answered alike, token for token."""
+    num_skipped: int = 0
+    """Requests of the champion that the pod had no room or time to mirror."""
+    doubt: str | None = None
+    """What speaks against the shadow."""
+
+
+@dataclass(frozen=True)
 class AdapterReport:
     """One adapter name in one pod. `serving` is the version that the bare name reaches now, but for a canary."""
 
@@ -45,6 +60,7 @@ class AdapterReport:
     serving: int | None
     versions: tuple[VersionReport, ...] = ()
     canary: CanaryReport | None = None
+    shadow: ShadowReport | None = None
 
 
 @dataclass(frozen=True)
@@ -81,8 +97,12 @@ class PodReport:
 
 def _adapter(data: Mapping[str, Any]) -> AdapterReport:
     versions = tuple(_version(item) for item in data["versions"])
-    canary = data["canary"]
-    return AdapterReport(**{**data, "versions": versions, "canary": None if canary is None else CanaryReport(**canary)})
+    canary, shadow = data.get("canary"), data.get("shadow")
+    compared = {
+        "canary": None if canary is None else CanaryReport(**canary),
+        "shadow": None if shadow is None else ShadowReport(**shadow),
+    }
+    return AdapterReport(**{**data, "versions": versions, **compared})
 
 
 def _version(data: Mapping[str, Any]) -> VersionReport:

@@ -13,11 +13,12 @@ from typing import Any
 
 import yaml
 
-from lorafleet_serving.engine.request import ANONYMOUS, PRIORITIES, Tenant
+from lorafleet_serving.engine.request import ANONYMOUS, PRIORITIES, SHADOW, Tenant
 from lorafleet_serving.exceptions import InvalidSetting
 
 ADMIN = Tenant("admin")
 """Who shows the admin token instead of a key."""
+_TAKEN_NAMES = (ANONYMOUS.name, ADMIN.name, SHADOW.name)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_WEIGHT = 1000.0
@@ -125,7 +126,7 @@ def _read_key(path: Path, number: int, entry: Any) -> ApiKey:
 
 
 def _is_name(value: object) -> bool:
-    return isinstance(value, str) and bool(_NAME.fullmatch(value)) and value not in (ANONYMOUS.name, ADMIN.name)
+    return isinstance(value, str) and bool(_NAME.fullmatch(value)) and value not in _TAKEN_NAMES
 
 
 def _are_patterns(value: object) -> bool:

@@ -23,10 +23,17 @@ class InFlight:
         self._generations: set[Generation] = set()
         self._num_prepared = 0
         self._is_closed = False
+        self.is_draining = False
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
-        """A request is read, and will make answers."""
+        """A request is read, and will make answers.
+
+        Raises:
+            PodUnavailable: the pod finishes what it has, and takes no more.
+        """
+        if self.is_draining:
+            raise PodUnavailable("the pod is shutting down: ask another replica")
         self._num_prepared += 1
         try:
             yield
@@ -49,6 +56,7 @@ class InFlight:
 
     async def drain(self, limit_s: float) -> None:
         """Wait until everything has ended; what has not within the limit ends with an error that its caller sees."""
+        self.is_draining = True
         deadline = time.monotonic() + limit_s
         while (self._generations or self._num_prepared) and time.monotonic() < deadline:
             await asyncio.sleep(_LOOK_S)

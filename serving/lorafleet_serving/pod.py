@@ -19,9 +19,10 @@ from lorafleet_contract.digest import base_digest
 from lorafleet_contract.exceptions import InvalidName
 from lorafleet_contract.names import AddressedAdapter, NamedAdapter, parse_reference
 from lorafleet_contract.registry import RegistryClient
+from lorafleet_serving.adapters.answer_watch import AnswerWatch
 from lorafleet_serving.adapters.artifacts import Artifacts
-from lorafleet_serving.adapters.canary import AnswerWatch
 from lorafleet_serving.adapters.catalog import Catalog, CatalogVersion, ServedAdapter
+from lorafleet_serving.adapters.comparisons import Comparisons
 from lorafleet_serving.adapters.disk import lock_folder
 from lorafleet_serving.adapters.eviction import EvictionOrder
 from lorafleet_serving.adapters.handle import FetcherHandle
@@ -29,6 +30,7 @@ from lorafleet_serving.adapters.host import HostTier
 from lorafleet_serving.adapters.merged import MergedAdapter, MergedAdapters
 from lorafleet_serving.adapters.residency import Residency
 from lorafleet_serving.adapters.rollout import Rollout
+from lorafleet_serving.adapters.shadow_traffic import Ask, ShadowTraffic
 from lorafleet_serving.adapters.smoke import SmokeTest
 from lorafleet_serving.adapters.trial import Trial
 from lorafleet_serving.adapters.watcher import RegistryLook, RegistryWatcher
@@ -66,6 +68,7 @@ class _Followed(NamedTuple):
     rollout: Rollout
     residency: Residency
     merged: MergedAdapters
+    comparisons: Comparisons
 
 
 class Pod:
@@ -92,7 +95,6 @@ class Pod:
         self.host = HostTier(self.engine, config.engine.adapter_host_bytes, order, room_limit_s=config.room_limit_s)
         self.registry_error: str | None = None
         self.synced_at: float | None = None
-        self.is_draining = False
         self.in_flight = InFlight()
         self._tokenizer: PodTokenizer | None = None
         self._constraints: ConstraintCheck | None = None
@@ -152,6 +154,11 @@ class Pod:
         return self._caught_up
 
     @property
+    def is_draining(self) -> bool:
+        """Whether no more requests are taken."""
+        return self.in_flight.is_draining
+
+    @property
     def is_ready(self) -> bool:
         """Whether callers should be sent here."""
         return self.engine.is_ready and self.is_caught_up and not self.is_draining
@@ -195,7 +202,8 @@ class Pod:
 
     async def drain(self) -> None:
         """Take no more requests and wait, within the limit, for those that are here."""
-        self.is_draining = True
+        if self._followed is not None:
+            self._followed.comparisons.stop()
         await self.in_flight.drain(self.config.drain_limit_s)
 
     def nudge(self, name: str) -> None:
@@ -213,8 +221,6 @@ class Pod:
             Forbidden: the caller may not ask for it, or not name adapters so.
             PodUnavailable: the pod is not ready.
         """
-        if self.is_draining:
-            raise PodUnavailable("the pod is shutting down: ask another replica")
         if text in ("", self.config.base_id):
             _check_may_ask(caller, self.config.base_id)
             return None
@@ -244,15 +250,9 @@ class Pod:
         else:
             await self._followed.residency.load(adapter, caller.tenant)
 
-    def watch(self, version: ServedAdapter | None, asked: str) -> AnswerWatch | None:
-        """What follows an answer of a version, where a canary compares it with another.
-
-        Only requests for the bare name are compared: who names a version or an alias may well ask something else.
-        """
-        if not isinstance(version, CatalogVersion) or asked != version.name:
-            return None
-        canary = self.catalog.canary_with(version)
-        return None if canary is None else canary.watch(version.digest)
+    def watches(self, version: ServedAdapter | None, asked: str, ask: Ask) -> tuple[AnswerWatch, ...]:
+        """What follows an answer of a version, because others are compared with it; see `Comparisons`."""
+        return () if self._followed is None else self._followed.comparisons.watches(version, asked, ask)
 
     def begin(
         self,
@@ -277,11 +277,13 @@ class Pod:
             raise PodUnavailable("the engine has started again and loads its adapters: try again in a few seconds")
         request = _request(token_ids, sampling, digest, pooling, caller)
         with contextlib.ExitStack() as resources:
+            # Held until the last token is computed, and no longer, however slowly the caller reads.
+            held = resources.enter_context(contextlib.ExitStack())
             if digest is not None:
-                resources.enter_context(self.host.lease(digest))
-            stream = self.engine.submit(request)
-            reservation.count = lambda: len(token_ids) * stream.was_computed + stream.num_tokens
-            resources.callback(reservation.close)
+                held.enter_context(self.host.lease(digest))
+            held.callback(reservation.close)
+            stream = self.engine.submit(request, on_end=held.close)
+            reservation.count = lambda: reservation.num_prompt * stream.was_computed + stream.num_tokens
             resources.callback(stream.close)
             generation = Generation(stream, self.tokenizer, token_ids, stop, resources.pop_all())
         self.in_flight.add(generation)
@@ -315,7 +317,8 @@ class Pod:
             on_look=partial(to_loop, self._apply),
             on_error=partial(to_loop, self._note_registry_error),
         )
-        self._followed = _Followed(watcher, rollout, residency, merged)
+        comparisons = Comparisons(self.catalog, ShadowTraffic(self.engine, self.host, residency))
+        self._followed = _Followed(watcher, rollout, residency, merged, comparisons)
         watcher.start()
 
     def _apply(self, look: RegistryLook) -> None:

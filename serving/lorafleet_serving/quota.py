@@ -61,6 +61,8 @@ class Reservation:
     def __init__(self, num_tokens: int = 0, bucket: Bucket | None = None) -> None:
         self._num_tokens = num_tokens
         self._bucket = bucket
+        self.num_prompt = 0
+        """Those of the prompt among them."""
         self.count: Callable[[], int] = _nothing
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorafleet_contract.fleet import AdapterReport, CanaryReport, PodReport, VersionReport
+from lorafleet_contract.fleet import AdapterReport, CanaryReport, PodReport, ShadowReport, VersionReport
 from lorafleet_contract.states import ServeState, Tier
 from lorafleet_serving.adapters.catalog import CatalogAdapter, CatalogVersion
 from lorafleet_serving.pod import Pod
@@ -52,7 +52,7 @@ def _keys(pod: Pod) -> str:
 def _adapter(pod: Pod, adapter: CatalogAdapter, pinned: frozenset[str]) -> AdapterReport:
     versions = (adapter.versions[number] for number in sorted(adapter.versions))
     reports = tuple(_version(pod, item, item.state, pinned) for item in versions if item.state is not None)
-    return AdapterReport(adapter.name, adapter.serving, reports, _canary(adapter))
+    return AdapterReport(adapter.name, adapter.serving, reports, _canary(adapter), _shadow(adapter))
 
 
 def _canary(adapter: CatalogAdapter) -> CanaryReport | None:
@@ -60,6 +60,13 @@ def _canary(adapter: CatalogAdapter) -> CanaryReport | None:
     if canary is None:
         return None
     return CanaryReport(canary.version, canary.share, canary.num_answers, canary.stopped)
+
+
+def _shadow(adapter: CatalogAdapter) -> ShadowReport | None:
+    shadow = adapter.shadow
+    if shadow is None:
+        return None
+    return ShadowReport(shadow.version, shadow.num_answers, shadow.num_same, shadow.num_skipped, shadow.doubt)
 
 
 def _version(pod: Pod, version: CatalogVersion, state: ServeState, pinned: frozenset[str]) -> VersionReport:

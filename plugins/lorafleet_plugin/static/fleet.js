@@ -32,6 +32,7 @@ function show(fleet) {
     cell(row, adapter.gate);
     cell(row, adapter.state, adapter.error);
     cell(row, describePods(adapter.serving));
+    cell(row, adapter.trials.join("\n") || null);
     cell(row, adapter.num_versions);
   }
   document.querySelector("table").hidden = fleet.adapters.length === 0;

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
 
-from lorafleet_serving.adapters.evidence import AnswerSeen, Evidence, is_looping
-from lorafleet_serving.engine.request import FinishReason
-from lorafleet_serving.generation import Piece
+from lorafleet_serving.adapters.answer_watch import AnswerWatch
+from lorafleet_serving.adapters.evidence import AnswerSeen, Evidence
 
 _logger = logging.getLogger(__name__)
 
@@ -42,7 +40,7 @@ class Canary:
 
     def watch(self, digest: str) -> AnswerWatch:
         """Follow an answer of champion or challenger."""
-        return AnswerWatch(self, is_challenger=digest == self.digest)
+        return AnswerWatch(lambda answer: self.note(answer.seen, is_challenger=digest == self.digest))
 
     def note(self, seen: AnswerSeen, *, is_challenger: bool) -> None:
         """Take in an answer; stops the challenger where that is enough against it."""
@@ -54,48 +52,5 @@ class Canary:
 
     def _place(self, key: str) -> float:
         """Where a key lies between 0 and 1; elsewhere for another challenger."""
-        return int.from_bytes(hashlib.sha256((self._salt + key).encode()).digest()[:8]) / 2**64
-
-
-class AnswerWatch:
-    """Follows one answer, and hands on what it saw once that is over. One that its caller gives up says nothing."""
-
-    def __init__(self, canary: Canary, *, is_challenger: bool) -> None:
-        self._canary = canary
-        self._is_challenger = is_challenger
-        self._token_ids: list[int] = []
-        self._logprobs: list[float] = []
-        self._has_text = False
-        self._first_s: float | None = None
-
-    def piece(self, piece: Piece, elapsed_s: float) -> None:
-        """A piece came, so long after the start."""
-        output = piece.output
-        self._has_text = self._has_text or bool(piece.text.strip())
-        if output.token_id is not None:
-            self._first_s = elapsed_s if self._first_s is None else self._first_s
-            self._token_ids.append(output.token_id)
-            if output.logprob is not None:
-                self._logprobs.append(output.logprob)
-        if piece.finish_reason is not None:
-            self._end(elapsed_s, is_cut=piece.finish_reason is FinishReason.LENGTH)
-
-    def failed(self, reason: str) -> None:
-        """The engine gave up."""
-        self._canary.note(AnswerSeen(failed=reason), is_challenger=self._is_challenger)
-
-    def _end(self, elapsed_s: float, *, is_cut: bool) -> None:
-        first_s, num_later = self._first_s, len(self._token_ids) - 1
-        seen = AnswerSeen(
-            is_empty=not self._has_text,
-            is_cut=is_cut,
-            is_looping=is_looping(self._token_ids),
-            first_token_s=first_s,
-            token_s=(elapsed_s - first_s) / num_later if first_s is not None and num_later > 0 else None,
-            mean_logprob=_mean(self._logprobs),
-        )
-        self._canary.note(seen, is_challenger=self._is_challenger)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+        # A caller's own name for a user may hold half of a surrogate pair, as JSON may.
+        return int.from_bytes(hashlib.sha256((self._salt + key).encode(errors="surrogatepass")).digest()[:8]) / 2**64

@@ -16,6 +16,7 @@ from lorafleet_contract.manifest import AdapterManifest
 from lorafleet_contract.names import NamedAdapter
 from lorafleet_contract.states import ServeState
 from lorafleet_serving.adapters.canary import Canary
+from lorafleet_serving.adapters.shadow import Shadow
 from lorafleet_serving.adapters.watcher import DesiredAdapter, RegisteredVersion
 from lorafleet_serving.exceptions import AdapterNotReady, AdapterWithdrawn, Forbidden, NoRoom, UnknownAdapter
 
@@ -92,6 +93,7 @@ class CatalogAdapter:
     versions: dict[int, CatalogVersion] = field(default_factory=dict)
     serving: int | None = None
     canary: Canary | None = None
+    shadow: Shadow | None = None
 
     def aliased(self, alias: str) -> CatalogVersion | None:
         """The version behind an alias, if it is one of this pod's base."""
@@ -113,6 +115,14 @@ class CatalogAdapter:
             self.canary.share = share
         else:
             self.canary = Canary(self.name, version.registered.version, version.digest, share, window_s)
+
+    def follow_shadow(self, window_s: float) -> None:
+        """Begin or end the comparison of champion and shadow as the registry wants it; another pair begins anew."""
+        version = self.aliased(Alias.SHADOW)
+        if version is None or self.serving is None or version.registered.version == self.serving:
+            self.shadow = None
+        elif self.shadow is None or (self.shadow.champion, self.shadow.digest) != (self.serving, version.digest):
+            self.shadow = Shadow(self.serving, version.registered.version, version.digest, window_s)
 
     def move_name(self) -> bool:
         """Point the bare name at the best version that is ready; tells whether it moved."""
@@ -144,6 +154,14 @@ class Catalog:
             return None
         number = version.registered.version
         return adapter.canary if number in (adapter.serving, adapter.canary.version) else None
+
+    def shadow_of(self, version: CatalogVersion) -> tuple[Shadow, CatalogVersion] | None:
+        """The shadow to which a version's answers are mirrored, as its name's champion."""
+        adapter = self.adapters.get(version.name)
+        if adapter is None or adapter.shadow is None or adapter.shadow.champion != version.registered.version:
+            return None
+        mirror = adapter.versions.get(adapter.shadow.version)
+        return None if mirror is None or not mirror.servable else (adapter.shadow, mirror)
 
     def resolve(self, reference: NamedAdapter, key: str | None = None) -> CatalogVersion:
         """The version that a request reaches now.

@@ -80,6 +80,14 @@ class Residency:
         item_bytes = self._engine.facts.item_bytes if self._engine.facts is not None else 1
         return AdapterFiles(fetched.folder, fetched.num_elements * item_bytes)
 
+    async def load_where_free(self, version: CatalogVersion) -> bool:
+        """Have a version in the engine, unless others would have to leave for it; tells whether it is there."""
+        if not self._host.holds(version.digest):
+            # Nobody waits for it: whoever asks finds out for himself what is wrong.
+            with suppress(AdapterNotReady, AdapterRefusal, FetchFailed, NoRoom, PodUnavailable):
+                await self._prefetch(version, evicting=False)
+        return self._host.holds(version.digest)
+
     def prefetch(self, versions: Iterable[CatalogVersion], *, evicting: bool) -> None:
         """Have versions in the engine before anybody asks, one after the other, in order.
 

@@ -149,6 +149,7 @@ class Rollout:
         before = adapter.serving
         has_moved = adapter.move_name()
         adapter.follow_canary(self._canary_window_s)
+        adapter.follow_shadow(self._canary_window_s)
         if has_moved:
             _logger.info("adapter %s: served version %s -> %s", adapter.name, before, adapter.serving)
             if adapter.serving is not None:

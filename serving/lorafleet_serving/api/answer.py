@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from lorafleet_serving.adapters.canary import AnswerWatch
+from lorafleet_serving.adapters.answer_watch import AnswerWatch
 from lorafleet_serving.adapters.catalog import ServedAdapter
 from lorafleet_serving.api.metrics import PodMetrics
 from lorafleet_serving.engine.request import FinishReason
@@ -43,7 +43,7 @@ class Answer:
         asked_at: float,
         pod: Pod,
         metrics: PodMetrics,
-        watch: AnswerWatch | None = None,
+        watches: Sequence[AnswerWatch] = (),
     ) -> None:
         self.prompt = prompt
         self.num_prompt = len(prompt)
@@ -55,7 +55,7 @@ class Answer:
         self._adapter = "" if version is None else version.name
         self._generation = generation
         self._metrics = metrics
-        self._watch = watch
+        self._watches = watches
         self._started_at = time.monotonic()
         self.num_cached = 0
         """Tokens of the prompt that came from the prefix cache; known with the first piece."""
@@ -77,8 +77,8 @@ class Answer:
         is_first = True
         async for piece in self._generated():
             elapsed_s = time.monotonic() - self._started_at
-            if self._watch is not None:
-                self._watch.piece(piece, elapsed_s)
+            for watch in self._watches:
+                watch.piece(piece, elapsed_s)
             if is_first:
                 self._metrics.first_token(elapsed_s)
                 self.timing.first_token_s = elapsed_s
@@ -95,8 +95,8 @@ class Answer:
             async for piece in self._generation.pieces():
                 yield piece
         except GenerationFailed as error:
-            if self._watch is not None:
-                self._watch.failed(str(error))
+            for watch in self._watches:
+                watch.failed(str(error))
             raise
 
     async def whole(self) -> WholeAnswer:

@@ -25,6 +25,7 @@ from lorafleet_serving.caller import Caller
 from lorafleet_serving.chat_template import ChatTemplate
 from lorafleet_serving.engine.request import SamplingParams
 from lorafleet_serving.exceptions import DeadlineExceeded, InvalidRequest, PromptTooLong
+from lorafleet_serving.generation import Generation
 from lorafleet_serving.loop import off_loop
 from lorafleet_serving.pod import Pod
 from lorafleet_serving.quota import Reservation
@@ -40,12 +41,19 @@ class PreparedQuestion:
     sampling: SamplingParams
     stop: tuple[str, ...]
     asked_at: float
+    num_prompt: int
+    """Tokens of the prompt that are paid for with this answer; with another one to the same prompt, none."""
     reservation: Reservation = field(default_factory=Reservation)
 
     @property
+    def generates(self) -> bool:
+        """Whether an answer is made, and not only the prompt read."""
+        return self.question.pooling is None and self.sampling.max_new_tokens > 0
+
+    @property
     def num_most(self) -> int:
-        """Tokens of the prompt, and of the longest answer."""
-        return len(self.token_ids) + (self.sampling.max_new_tokens if self.question.pooling is None else 0)
+        """Tokens to be paid for at most."""
+        return self.num_prompt + (self.sampling.max_new_tokens if self.question.pooling is None else 0)
 
 
 class Asker:
@@ -76,12 +84,13 @@ class Asker:
 
         Raises:
             ServingError: there is no such adapter, or it cannot be served.
+            PodUnavailable: the pod shuts down.
             QuotaExceeded: the caller has had as many requests as it may have in a minute.
             DeadlineExceeded: the time that the request allows is over before all are asked.
         """
-        question.caller.take_request()
         with ExitStack() as held:
             held.enter_context(self.pod.in_flight.preparing())
+            question.caller.take_request()
             async with _within(question.caller.deadline):
                 yield await self._find_adapter(question, held)
 
@@ -110,10 +119,12 @@ class Asker:
         prepared: list[PreparedQuestion] = []
         num_scored = 0
         for question in questions:
-            prepared.append(await self._prepare(question, version, num_scored))
+            before = prepared[-1] if question.is_repeated else None
+            prepared.append(await self._prepare(question, version, num_scored, before))
             num_scored += question.num_prompt_logprobs(len(prepared[-1].token_ids))
         reserved = questions[0].caller.reserve([item.num_most for item in prepared])
-        for reservation in reserved:
+        for item, reservation in zip(prepared, reserved, strict=True):
+            reservation.num_prompt = item.num_prompt
             held.callback(reservation.close)
         return [replace(item, reservation=own) for item, own in zip(prepared, reserved, strict=True)]
 
@@ -124,13 +135,13 @@ class Asker:
             ServingError: any of those that `api.errors` answers.
         """
         question, version, sampling = asked.question, asked.version, asked.sampling
-        watch = None if question.pooling is not None else self.pod.watch(version, question.model)
-        if watch is not None and sampling.num_logprobs is None:
+        watches = self.pod.watches(version, question.model, partial(self._ask_too, question)) if asked.generates else ()
+        if watches and sampling.num_logprobs is None:
             sampling = replace(sampling, num_logprobs=0)  # By which the versions are compared.
         generation = self.pod.begin(
             asked.token_ids, sampling, asked.stop, version, question.pooling, question.caller, asked.reservation
         )
-        return Answer(generation, version, asked.token_ids, asked.asked_at, self.pod, self._metrics, watch)
+        return Answer(generation, version, asked.token_ids, asked.asked_at, self.pod, self._metrics, watches)
 
     def most_at_once(self, caller: Caller) -> int:
         """How many questions of a caller may wait at the same time, however idle the pod is."""
@@ -165,13 +176,23 @@ class Asker:
                 running.callback(answers[-1].close)
         return answers
 
-    async def _prepare(self, question: Question, version: ServedAdapter | None, num_scored: int) -> PreparedQuestion:
-        """`num_scored` are log-probabilities that the request's prompts before this one get."""
+    async def _prepare(
+        self,
+        question: Question,
+        version: ServedAdapter | None,
+        num_scored: int,
+        before: PreparedQuestion | None = None,
+    ) -> PreparedQuestion:
+        """Encode and check one question.
+
+        `num_scored` are log-probabilities that the request's prompts before this one get; `before` is another question
+        with the same prompt, whose tokens are paid for once.
+        """
         asked_at = time.monotonic()
         block = _prompt_block(version) if question.variables is not None else None
         self.pod.tokenizer.check_ids((token_id for token_id, _ in question.sampling.logit_bias), "logit_bias")
         self.pod.tokenizer.check_ids(question.sampling.stop_token_ids, "stop_token_ids")
-        token_ids = await self._encode(question, block, _own_template(version))
+        token_ids = before.token_ids if before else await self._encode(question, block, _own_template(version))
         if question.truncate is not None:
             token_ids = token_ids[-question.truncate :]
         constraint = question.sampling.constraint
@@ -181,7 +202,14 @@ class Asker:
         question.check_prompt_logprobs(len(token_ids), num_scored)
         sampling = replace(question.sampling, max_new_tokens=max_tokens, constraint=constraint)
         stop = question.stop if question.stop is not None else block.stop if block is not None else ()
-        return PreparedQuestion(question, version, token_ids, sampling, stop, asked_at)
+        num_prompt = 0 if before else len(token_ids)
+        return PreparedQuestion(question, version, token_ids, sampling, stop, asked_at, num_prompt)
+
+    async def _ask_too(self, question: Question, version: CatalogVersion, caller: Caller) -> Generation:
+        """Ask another version what one was asked, in its own template; nobody is told the answer."""
+        asked = await self._prepare(replace(question, caller=caller), version, 0)
+        sampling = replace(asked.sampling, num_logprobs=asked.sampling.num_logprobs or 0, num_prompt_logprobs=None)
+        return self.pod.begin(asked.token_ids, sampling, asked.stop, version, None, caller, asked.reservation)
 
     async def _find_adapter(self, question: Question, held: ExitStack) -> ServedAdapter | None:
         """What answers; it is held loaded from finding it on."""

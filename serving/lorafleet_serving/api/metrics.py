@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -108,6 +109,7 @@ class _PodGauges(Collector):
         yield self._gauge("lorafleet_merged_adapters", "Merged adapters that the engine holds", merged)
         yield from self._host_tier()
         yield from self._canaries()
+        yield from self._shadows()
         yield self._adapters_on_device(frozenset(stats.device_adapters if stats is not None else ()))
 
     def _host_tier(self) -> Iterator[Metric]:
@@ -130,16 +132,31 @@ class _PodGauges(Collector):
             "stopped": "1 where the pod has stopped asking the challenger",
             "answers": "Answers of the challenger that came to an end",
         }
-        families = {
-            name: GaugeMetricFamily(f"lorafleet_canary_{name}", text, labels=("adapter", "version"))
-            for name, text in told.items()
+        canaries = ((item.name, item.canary) for item in self._pod.catalog.adapters.values() if item.canary is not None)
+        rows = {
+            (adapter, str(canary.version)): (canary.share, canary.stopped is not None, canary.num_answers)
+            for adapter, canary in canaries
         }
-        canaries = [(item.name, item.canary) for item in self._pod.catalog.adapters.values() if item.canary is not None]
-        for adapter, canary in canaries[:MAX_ADAPTER_LABELS]:
-            values = {"share": canary.share, "stopped": canary.stopped is not None, "answers": canary.num_answers}
-            for name, value in values.items():
-                families[name].add_metric((adapter, str(canary.version)), value)
-        yield from families.values()
+        return _by_version("lorafleet_canary", told, rows)
+
+    def _shadows(self) -> Iterator[Metric]:
+        told = {
+            "answers": "Requests that champion and shadow both answered",
+            "same": "Those that both answered alike, token for token",
+            "skipped": "Requests of the champion that were not mirrored for lack of room or time",
+            "doubtful": "1 where something speaks against the shadow",
+        }
+        shadows = ((item.name, item.shadow) for item in self._pod.catalog.adapters.values() if item.shadow is not None)
+        rows = {
+            (adapter, str(shadow.version)): (
+                shadow.num_answers,
+                shadow.num_same,
+                shadow.num_skipped,
+                shadow.doubt is not None,
+            )
+            for adapter, shadow in shadows
+        }
+        return _by_version("lorafleet_shadow", told, rows)
 
     def _counter(self, name: str, text: str, value: float) -> Metric:
         family = CounterMetricFamily(name, text, labels=_COMMON)
@@ -168,3 +185,15 @@ class _PodGauges(Collector):
         names = ",".join(sorted(resident)), ",".join(sorted(busy - resident))
         family.add_metric((str(len(catalog.adapters)), *names), time.time())
         return family
+
+
+def _by_version(
+    prefix: str, told: Mapping[str, str], rows: Mapping[tuple[str, str], Sequence[float]]
+) -> Iterator[Metric]:
+    """One family for each thing that is `told`, of the first adapters that may have labels; `rows` by adapter and
+    version, with the values in that order."""
+    for number, (name, text) in enumerate(told.items()):
+        family = GaugeMetricFamily(f"{prefix}_{name}", text, labels=("adapter", "version"))
+        for labels, values in islice(rows.items(), MAX_ADAPTER_LABELS):
+            family.add_metric(labels, values[number])
+        yield family

@@ -199,7 +199,10 @@ def _num_made(body: CompletionRequest) -> int:
 
 def _several(question: Question, count: int) -> list[Question]:
     """One question for each answer; the first alone has the prompt scored."""
-    return [replace(question, sampling=nth_sampling(question.sampling, number)) for number in range(count)]
+    return [
+        replace(question, sampling=nth_sampling(question.sampling, number), is_repeated=number > 0)
+        for number in range(count)
+    ]
 
 
 def _with_prompt(question: Question, prompt: str | tuple[int, ...]) -> Question:

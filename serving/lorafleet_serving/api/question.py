@@ -46,6 +46,8 @@ class Question:
     """The least that `max_tokens` may be: with 0 the prompt alone is read."""
     prompt_logprobs_field: str = "logprobs"
     """Name of what asks for the log-probabilities of the prompt in the caller's dialect, for errors."""
+    is_repeated: bool = False
+    """Whether it asks for one more answer to the prompt of the question before it in its request."""
 
     def __post_init__(self) -> None:
         # Every token is looked through for every stop string, on the loop that serves all callers.

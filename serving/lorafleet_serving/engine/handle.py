@@ -35,6 +35,10 @@ from lorafleet_serving.exceptions import AnswerLost, PodUnavailable
 _logger = logging.getLogger(__name__)
 
 
+def _nothing() -> None:
+    """Nobody asks to be told."""
+
+
 class EngineHandle:
     """Speaks with the engine process and keeps it alive.
 
@@ -52,6 +56,7 @@ class EngineHandle:
         on_down: Callable[[], None],
         on_failure: Callable[[str], None],
     ) -> None:
+        self._max_num_seqs = config.max_num_seqs
         self._limits = limits
         self._on_ready = on_ready
         self._on_down = on_down
@@ -95,6 +100,11 @@ class EngineHandle:
         """Requests that have no token yet."""
         return sum(not stream.started for stream in self._streams.values())
 
+    @property
+    def has_place(self) -> bool:
+        """Whether one more sequence would find a place in the batch."""
+        return len(self._streams) < self._max_num_seqs
+
     def start(self) -> None:
         """Spawn the process."""
         self._child.start()
@@ -108,8 +118,12 @@ class EngineHandle:
         """Wait until the engine takes requests."""
         await self._ready.wait()
 
-    def submit(self, request: GenerationRequest, *, limited: bool = True) -> TokenStream:
+    def submit(
+        self, request: GenerationRequest, *, limited: bool = True, on_end: Callable[[], None] = _nothing
+    ) -> TokenStream:
         """Send a request. `limited` says whether it may be turned away because others wait.
+
+        `on_end` is called when the engine has computed the last of it, read or not, or has died.
 
         Raises:
             PodUnavailable: the engine is down.
@@ -120,7 +134,7 @@ class EngineHandle:
         if limited:
             self._limits.enter(request.tenant)
             self._waiting[request.request_id] = request.tenant
-        stream = TokenStream(request.request_id, self._finish)
+        stream = TokenStream(request.request_id, on_end=on_end, on_close=self._finish)
         self._streams[request.request_id] = stream
         self._child.send(Generate(request))
         return stream

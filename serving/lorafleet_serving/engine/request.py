@@ -108,6 +108,10 @@ ANONYMOUS = Tenant("anonymous")
 """Everybody, where callers are not told apart."""
 
 
+SHADOW = Tenant("shadow", weight=0.01, max_waiting=1)
+"""Nobody: what is asked of shadows, and seen by no caller."""
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """One sequence to compute. `adapter` is an adapter digest; None asks the base model."""

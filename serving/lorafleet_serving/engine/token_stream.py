@@ -17,7 +17,7 @@ _FRUITLESS = (None, FinishReason.ABORTED, FinishReason.ERROR, FinishReason.EXPIR
 class TokenStream:
     """The tokens of one request, as they come. Must be closed; closing early aborts the request."""
 
-    def __init__(self, request_id: str, on_close: Callable[[TokenStream], None]) -> None:
+    def __init__(self, request_id: str, *, on_end: Callable[[], None], on_close: Callable[[TokenStream], None]) -> None:
         self.request_id = request_id
         self.started = False
         """Whether the engine has answered anything."""
@@ -26,6 +26,7 @@ class TokenStream:
         """Tokens that the engine has computed, read or not."""
         self.was_computed = False
         """Whether the prompt was."""
+        self._on_end = on_end
         self._on_close = on_close
         self._prompt: ScoredPrompt | None = None
         """What has come of the prompt's scores, before the first output."""
@@ -39,8 +40,9 @@ class TokenStream:
         self.started = True
         self.num_tokens += output.token_id is not None
         self.was_computed = self.was_computed or output.token_id is not None or output.finish_reason not in _FRUITLESS
-        self.ended = self.ended or output.finish_reason is not None
         self._arrived.put_nowait(output)
+        if output.finish_reason is not None:
+            self._end()
 
     def feed_prompt(self, part: ScoredPrompt) -> None:
         """Add what a step read of the prompt; it is given with the first output."""
@@ -50,12 +52,18 @@ class TokenStream:
 
     def fail(self, error: Exception) -> None:
         """End the stream with an error."""
-        self.started = self.ended = True
+        self.started = True
         self._arrived.put_nowait(error)
+        self._end()
 
     def close(self) -> None:
         """Give up the request, if it has not ended."""
         self._on_close(self)
+
+    def _end(self) -> None:
+        if not self.ended:
+            self.ended = True
+            self._on_end()
 
     async def __aiter__(self) -> AsyncIterator[TokenOutput]:
         """Every output up to the one with a finish reason.

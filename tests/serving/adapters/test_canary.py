@@ -42,6 +42,10 @@ def test_another_challenger_meets_other_users() -> None:
     assert len(both) < 0.03 * len(KEYS)
 
 
+def test_a_user_whose_name_is_no_text_has_a_place_too() -> None:
+    assert make_canary(1.0).takes("\ud800")
+
+
 def test_one_that_is_stopped_is_asked_no_more_and_tells_why() -> None:
     canary = make_canary(0.5)
     for _ in range(20):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 from pathlib import Path
 
@@ -128,6 +129,24 @@ def test_a_killed_front_leaves_no_orphan_and_a_restart_serves_live_while_the_cha
     refused = victim.version("restarted", 2)
     assert refused is not None
     assert (refused.state, refused.error) == (ServeState.REFUSED, "the evaluation gate failed: no lift")
+
+
+def test_a_caller_that_reads_nothing_holds_no_adapter(victim: PodProcess, served: Registered) -> None:
+    asked = {"model": "survivor", "prompt": "the cat", "max_tokens": 6000, "ignore_eos": True, "logprobs": 20}
+    body = json.dumps({**asked, "stream": True}).encode()
+    fields = f"Host: pod\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+
+    def num_leases() -> int:
+        version = victim.version("survivor", 1)
+        return 0 if version is None else version.in_flight
+
+    with socket.socket() as caller:
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        caller.connect((str(victim.http.base_url.host), victim.http.base_url.port or 80))
+        caller.sendall(f"POST /v1/completions HTTP/1.1\r\n{fields}\r\n\r\n".encode() + body)
+        victim.wait_for(lambda: num_leases() == 1 or None, "the request to be computed")
+        victim.wait_for(lambda: num_leases() == 0 or None, "its last token")
+        assert victim.metric("lorafleet_requests_in_flight") == 1
 
 
 def test_a_drained_pod_finishes_what_runs_and_takes_no_more(victim: PodProcess, served: Registered) -> None:

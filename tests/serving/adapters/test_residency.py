@@ -145,6 +145,9 @@ async def test_prefetching_evicts_nothing_where_it_may_not(tmp_path: Path) -> No
     residency.prefetch([_version("c", "c")], evicting=False)
     await _settle()
     assert set(bench.engine.loaded) == {"a", "b"}
+    assert not await residency.load_where_free(_version("c", "c"))
+    assert await residency.load_where_free(_version("a", "a"))
+    assert set(bench.engine.loaded) == {"a", "b"}
     residency.prefetch([_version("c", "c")], evicting=True)
     await _settle()
     assert set(bench.engine.loaded) == {"b", "c"}

@@ -168,6 +168,21 @@ def test_answers_of_one_request_share_the_allowance_and_none_is_left_behind(keye
     assert keyed.ask(key, n=2, max_tokens=TOKENS // 4, temperature=1.0).status_code == 200
 
 
+@pytest.mark.parametrize(("path", "several"), [("/v1/completions", "n"), ("/generate", "best_of")])
+def test_several_answers_pay_for_their_prompt_once(keyed: KeyedPod, path: str, several: str) -> None:
+    key = f"shared-{several.replace('_', '-')}"
+    keyed.write(**{key: {"tokens_per_minute": TOKENS}})
+    prompt = "the cat " * 5  # Twice it would be more than a minute's.
+    asked: dict[str, Any] = {"max_tokens": 2, "n": 8, "temperature": 1.0, "prompt": prompt}
+    if several == "best_of":
+        asked = {"inputs": prompt, "parameters": {"max_new_tokens": 2, "best_of": 8, "do_sample": True}}
+    answer = keyed.process.wait_for(
+        lambda: None if (found := keyed.ask(f"key-of-{key}", path, **asked)).status_code == 401 else found,
+        "the key to be known",
+    )
+    assert answer.status_code == 200, answer.text
+
+
 @pytest.mark.parametrize(
     ("path", "fields"), [("/v1/completions", {"prompt": ["a b"] * 40}), ("/v1/embeddings", {"input": ["a b"] * 40})]
 )

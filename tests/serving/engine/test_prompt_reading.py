@@ -163,7 +163,10 @@ def test_scores_leave_the_engine_as_they_are_read(
     base: Path, expected: dict[str | None, Expected], settings: dict[str, object]
 ) -> None:
     engine = make_engine(base, {}, **settings)
-    streams = {str(number): TokenStream(str(number), lambda stream: None) for number in range(len(PROMPTS) * 2)}
+    streams = {
+        str(number): TokenStream(str(number), on_end=lambda: None, on_close=lambda stream: None)
+        for number in range(len(PROMPTS) * 2)
+    }
     for name in streams:
         wants = SamplingParams(max_new_tokens=20, ignore_eos=True, num_prompt_logprobs=2)
         engine.add_request(GenerationRequest(name, tuple(PROMPTS[int(name) % len(PROMPTS)]), wants))
