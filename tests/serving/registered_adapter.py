@@ -85,7 +85,7 @@ class RegistryHand:
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             self.upload(f"{address}/{ADAPTER_FOLDER}/{file}", (source.folder / file).read_bytes())
         tags = {Tag.LORA_DIGEST: digest, Tag.LORA_BASE_DIGEST: manifest.base_digest, Tag.GATE_STATUS: "passed"}
-        version = self._create(
+        version = self.create(
             name, source_override or address, {**{tag.value: text for tag, text in tags.items()}, **source.tags}
         )
         return Registered(name, version, digest, address)
@@ -122,7 +122,8 @@ class RegistryHand:
         place = urlparse(address)
         self.mlflow.s3.client().delete_object(Bucket=place.netloc, Key=place.path.lstrip("/"))
 
-    def _create(self, name: str, address: str, tags: Mapping[str, str]) -> int:
+    def create(self, name: str, address: str, tags: Mapping[str, str]) -> int:
+        """Register a version whose artifacts are at an address; returns its number."""
         if not _exists(self.client, name):
             self._post("registered-models/create", {"name": name})
         pairs = [{"key": key, "value": value} for key, value in tags.items()]

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lorafleet_serving.exceptions import AdapterRefusal
+
+Number = TypeVar("Number", int, float)
 
 _MAX_CONFIG_BYTES = 1 << 20
 _IGNORED = frozenset(
@@ -31,6 +33,8 @@ _IGNORED = frozenset(
 _SERVED_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Initializations that leave the base model's weights alone; the others train against a changed base."""
 _PLAIN_KEY = re.compile(r"\^?[A-Za-z0-9_.]+\$?")
+_MAX_NAMES = 4096
+"""Of targets or patterns, each of which is held against each module: more than any model has modules."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,9 @@ class LoraConfig:
     exclude_modules: tuple[str, ...]
     layers: frozenset[int] | None
     """Layers that are targeted; None for all."""
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: Mapping[re.Pattern[str], int]
+    """By what a module's name must match from its start."""
+    alpha_pattern: Mapping[re.Pattern[str], float]
 
     @classmethod
     def read(cls, path: Path) -> LoraConfig:
@@ -69,15 +74,11 @@ class LoraConfig:
                 alpha=_finite("lora_alpha", data.get("lora_alpha", 8)),
                 rslora=bool(data.get("use_rslora", False)),
                 dora=bool(data.get("use_dora", False)),
-                target_modules=None if isinstance(targets, str) else tuple(str(name) for name in targets),
-                exclude_modules=tuple(str(name) for name in excluded or ()),
+                target_modules=None if isinstance(targets, str) else _names("target_modules", targets),
+                exclude_modules=_names("exclude_modules", excluded or ()),
                 layers=_layers(layers),
-                rank_pattern={
-                    _plain(key): _positive(key, rank) for key, rank in (data.get("rank_pattern") or {}).items()
-                },
-                alpha_pattern={
-                    _plain(key): _finite(key, value) for key, value in (data.get("alpha_pattern") or {}).items()
-                },
+                rank_pattern=_patterns("rank_pattern", data.get("rank_pattern"), _positive),
+                alpha_pattern=_patterns("alpha_pattern", data.get("alpha_pattern"), _finite),
             )
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise AdapterRefusal(f"adapter config: {error}") from error
@@ -110,13 +111,11 @@ class LoraConfig:
 
     def rank(self, module: str) -> int:
         """Rank at a module."""
-        key = _pattern_key(self.rank_pattern, module)
-        return self.r if key is None else self.rank_pattern[key]
+        return next((rank for pattern, rank in self.rank_pattern.items() if pattern.match(module)), self.r)
 
     def scaling(self, module: str) -> float:
         """Factor of B A at a module."""
-        key = _pattern_key(self.alpha_pattern, module)
-        alpha = self.alpha if key is None else self.alpha_pattern[key]
+        alpha = next((alpha for pattern, alpha in self.alpha_pattern.items() if pattern.match(module)), self.alpha)
         rank = self.rank(module)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
@@ -176,8 +175,20 @@ def _plain(key: str) -> str:
     return key
 
 
-def _pattern_key(pattern: Mapping[str, object], module: str) -> str | None:
-    return next((key for key in pattern if re.match(rf"(.*\.)?({key})$", module)), None)
+def _names(field: str, value: Sequence[object]) -> tuple[str, ...]:
+    if len(value) > _MAX_NAMES:
+        raise ValueError(f"{field} has {len(value)} names, at most {_MAX_NAMES} are read")
+    return tuple(str(name) for name in value)
+
+
+def _patterns(
+    field: str, value: Mapping[str, object] | None, read: Callable[[str, object], Number]
+) -> dict[re.Pattern[str], Number]:
+    found = value or {}
+    if len(found) > _MAX_NAMES:
+        raise ValueError(f"{field} has {len(found)} keys, at most {_MAX_NAMES} are read")
+    # As PEFT matches them; made once, for there may be one for each module of a model.
+    return {re.compile(rf"(.*\.)?({_plain(key)})$"): read(key, number) for key, number in found.items()}
 
 
 def _ends_with(module: str, name: str) -> bool:
