@@ -8,32 +8,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 import uuid
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple, TypeVar
+from typing import IO, TypeVar
 
 from lorafleet_contract.digest import base_digest
 from lorafleet_contract.exceptions import InvalidName
 from lorafleet_contract.names import AddressedAdapter, NamedAdapter, parse_reference
-from lorafleet_contract.registry import RegistryClient
 from lorafleet_serving.adapters.answer_watch import AnswerWatch
-from lorafleet_serving.adapters.artifacts import Artifacts
 from lorafleet_serving.adapters.catalog import Catalog, CatalogVersion, ServedAdapter
-from lorafleet_serving.adapters.comparisons import Comparisons
 from lorafleet_serving.adapters.disk import lock_folder
 from lorafleet_serving.adapters.eviction import EvictionOrder
 from lorafleet_serving.adapters.handle import FetcherHandle
 from lorafleet_serving.adapters.host import HostTier
-from lorafleet_serving.adapters.merged import MergedAdapter, MergedAdapters
-from lorafleet_serving.adapters.residency import Residency
-from lorafleet_serving.adapters.rollout import Rollout
-from lorafleet_serving.adapters.shadow_traffic import Ask, ShadowTraffic
-from lorafleet_serving.adapters.smoke import SmokeTest
-from lorafleet_serving.adapters.trial import Trial
-from lorafleet_serving.adapters.watcher import RegistryLook, RegistryWatcher
+from lorafleet_serving.adapters.merged import MergedAdapter
+from lorafleet_serving.adapters.shadow_traffic import Ask
 from lorafleet_serving.caller import Caller
 from lorafleet_serving.config import PodConfig
 from lorafleet_serving.constraint_check import ConstraintCheck
@@ -43,32 +33,21 @@ from lorafleet_serving.engine.request import ANONYMOUS, GenerationRequest, Pooli
 from lorafleet_serving.engine.waiting_limits import WaitingLimits
 from lorafleet_serving.exceptions import (
     AdapterNotReady,
-    AdapterRefusal,
     Forbidden,
     PodUnavailable,
     UnknownAdapter,
 )
+from lorafleet_serving.following import Following, PodParts
 from lorafleet_serving.generation import Generation
 from lorafleet_serving.in_flight import InFlight
 from lorafleet_serving.key_file import KeyFile
 from lorafleet_serving.light_transformers import keep_torch_from_transformers
-from lorafleet_serving.loop import post
 from lorafleet_serving.quota import Reservation
 from lorafleet_serving.tokenizer import PodTokenizer
 
 _logger = logging.getLogger(__name__)
 
 Part = TypeVar("Part")
-
-
-class _Followed(NamedTuple):
-    """What follows the registry, where there is one."""
-
-    watcher: RegistryWatcher
-    rollout: Rollout
-    residency: Residency
-    merged: MergedAdapters
-    comparisons: Comparisons
 
 
 class Pod:
@@ -93,12 +72,11 @@ class Pod:
         self.fetcher = FetcherHandle(config.fetcher, silence_limit_s=config.silence_limit_s)
         order = EvictionOrder(config.host_eviction)
         self.host = HostTier(self.engine, config.engine.adapter_host_bytes, order, room_limit_s=config.room_limit_s)
-        self.registry_error: str | None = None
-        self.synced_at: float | None = None
+        self.following: Following | None = None
+        """What follows the registry, where there is one, once the pod knows its base."""
         self.in_flight = InFlight()
         self._tokenizer: PodTokenizer | None = None
         self._constraints: ConstraintCheck | None = None
-        self._followed: _Followed | None = None
         self._following_keys: asyncio.Task[None] | None = None
         self._caught_up = False
         self._cache_lock: IO[str] | None = None
@@ -145,7 +123,7 @@ class Pod:
     @property
     def num_merged(self) -> int:
         """Merged adapters in the engine."""
-        return 0 if self._followed is None else self._followed.merged.num_held
+        return 0 if self.following is None else self.following.merged.num_held
 
     @property
     def is_caught_up(self) -> bool:
@@ -186,30 +164,32 @@ class Pod:
             follow = self.key_file.follow(lambda keys: self.limits.share_among(keys.tenants))
             self._following_keys = asyncio.create_task(follow, name="api-keys")
         if self.config.registry is not None:
-            self._follow(RegistryClient(self.config.registry), tokenizer)
+            parts = PodParts(self.config, self.catalog, self.engine, self.fetcher, self.host, self.limits)
+            self.following = Following(
+                self.config.registry, self.base_digest, tokenizer, parts, on_progress=self._note_progress
+            )
+            self.following.start()
 
     async def stop(self) -> None:
         """End the processes."""
         if self._following_keys is not None:
             self._following_keys.cancel()
-        if self._followed is not None:
-            self._followed.watcher.stop()
-            self._followed.rollout.stop()
-            self._followed.residency.stop()
+        if self.following is not None:
+            self.following.stop()
         await asyncio.gather(self.engine.stop(), self.fetcher.stop())
         if self._cache_lock is not None:
             self._cache_lock.close()
 
     async def drain(self) -> None:
         """Take no more requests and wait, within the limit, for those that are here."""
-        if self._followed is not None:
-            self._followed.comparisons.stop()
+        if self.following is not None:
+            self.following.comparisons.stop()
         await self.in_flight.drain(self.config.drain_limit_s)
 
     def nudge(self, name: str) -> None:
         """Look at one name of the registry at once."""
-        if self._followed is not None:
-            self._followed.watcher.nudge(name)
+        if self.following is not None:
+            self.following.nudge(name)
 
     def resolve(self, text: str, caller: Caller, *, joins_canary: bool = True) -> CatalogVersion | None:
         """What a request's `model` or `adapter_id` reaches now; None is the base model.
@@ -244,15 +224,15 @@ class Pod:
         Raises:
             ServingError: it is refused, no tier has room for it, or it cannot be had now.
         """
-        assert self._followed is not None, "an adapter was found without a registry"
+        assert self.following is not None, "an adapter was found without a registry"
         if isinstance(adapter, MergedAdapter):
-            await self._followed.merged.load(adapter, caller.tenant)
+            await self.following.merged.load(adapter, caller.tenant)
         else:
-            await self._followed.residency.load(adapter, caller.tenant)
+            await self.following.residency.load(adapter, caller.tenant)
 
     def watches(self, version: ServedAdapter | None, asked: str, ask: Ask) -> tuple[AnswerWatch, ...]:
         """What follows an answer of a version, because others are compared with it; see `Comparisons`."""
-        return () if self._followed is None else self._followed.comparisons.watches(version, asked, ask)
+        return () if self.following is None else self.following.comparisons.watches(version, asked, ask)
 
     def begin(
         self,
@@ -289,78 +269,25 @@ class Pod:
         self.in_flight.add(generation)
         return generation
 
-    def _follow(self, client: RegistryClient, tokenizer: PodTokenizer) -> None:
-        artifacts = Artifacts(client, self.fetcher, self.base_digest)
-        residency = Residency(self.host, self.engine, artifacts, self.limits, self._refuse)
-        merged = MergedAdapters(
-            self.fetcher,
-            self.host,
-            residency,
-            self.limits,
-            max_adapters=self.config.max_merged_adapters,
-            idle_limit_s=self.config.merged_idle_s,
-        )
-        trial = Trial(self.engine, self.host, SmokeTest(self.engine, tokenizer, self.config.smoke_tokens))
-        rollout = Rollout(
-            self.catalog,
-            artifacts,
-            residency,
-            trial,
-            refusal_recheck_s=self.config.refusal_recheck_s,
-            canary_window_s=self.config.canary_window_s,
-        )
-        to_loop = partial(post, asyncio.get_running_loop())
-        watcher = RegistryWatcher(
-            client,
-            self.base_digest,
-            self.config.poll_interval_s,
-            on_look=partial(to_loop, self._apply),
-            on_error=partial(to_loop, self._note_registry_error),
-        )
-        comparisons = Comparisons(self.catalog, ShadowTraffic(self.engine, self.host, residency))
-        self._followed = _Followed(watcher, rollout, residency, merged, comparisons)
-        watcher.start()
-
-    def _apply(self, look: RegistryLook) -> None:
-        assert self._followed is not None, "somebody looked at a registry that is not followed"
-        self._followed.rollout.apply(look)
-        self._followed.merged.expire()
-        if look.name is None:
-            self.synced_at = time.time()
-            self.registry_error = None
-        self._note_progress()
-
-    def _refuse(self, version: CatalogVersion, error: AdapterRefusal) -> None:
-        assert self._followed is not None, "a version was refused that nobody found"
-        self._followed.rollout.refuse(version, error)
-
-    def _note_registry_error(self, reason: str) -> None:
-        if reason != self.registry_error:
-            _logger.warning("%s; what is loaded goes on serving", reason)
-        self.registry_error = reason
-
     def _note_progress(self) -> None:
         """Once caught up the pod stays so, until the engine dies: a later promotion loads beside."""
-        seen = self.config.registry is None or self.synced_at is not None
-        settled = self._followed is None or self._followed.rollout.is_settled
+        settled = self.config.registry is None or (self.following is not None and self.following.is_settled)
         # The engine may be ready before the front has read its tokenizer.
-        if self.engine.is_ready and self._tokenizer is not None and seen and settled:
+        if self.engine.is_ready and self._tokenizer is not None and settled:
             self._caught_up = True
 
     def _engine_down(self) -> None:
         self._caught_up = False
         lost = self.host.engine_down()
-        if self._followed is not None:
-            by_digest = {version.digest: version for version in self.catalog.versions()}
-            self._followed.residency.prefetch(
-                [by_digest[digest] for digest in lost if digest in by_digest], evicting=False
-            )
+        if self.following is not None:
+            self.following.bring_back(lost)
 
     def _resolve_named(self, reference: NamedAdapter, key: str | None) -> CatalogVersion:
         try:
             return self.catalog.resolve(reference, key)
         except (AdapterNotReady, UnknownAdapter) as error:
-            if not self.is_ready:
+            has_looked = self.following is None or self.following.synced_at is not None
+            if not self.is_ready or not has_looked:
                 # What is missing may only not be there yet.
                 raise PodUnavailable(f"the pod is starting ({error}): try again in a few seconds") from error
             raise

@@ -19,8 +19,8 @@ def report(pod: Pod) -> PodReport:
         base_model=pod.config.base_id,
         base_digest=pod.base_digest,
         adapters=tuple(_adapter(pod, item, pinned) for _, item in sorted(pod.catalog.adapters.items())),
-        registry_error=pod.registry_error,
-        synced_at=pod.synced_at,
+        registry_error=None if pod.following is None else pod.following.error,
+        synced_at=None if pod.following is None else pod.following.synced_at,
         capacity=capacity,
     )
 
@@ -31,8 +31,9 @@ def parts(pod: Pod) -> dict[str, str]:
     if pod.config.registry is None:
         registry = fetcher = "not used"
     else:
-        seen = "not read yet" if pod.synced_at is None else "read"
-        registry = seen if pod.registry_error is None else "away"
+        seen = pod.following is not None and pod.following.synced_at is not None
+        is_away = pod.following is not None and pod.following.error is not None
+        registry = "away" if is_away else "read" if seen else "not read yet"
         fetcher = "ready" if pod.fetcher.is_ready else "starting"
     return {
         "engine": engine,

@@ -187,6 +187,15 @@ def test_without_s3_and_registry_what_is_loaded_goes_on_and_a_restart_needs_the_
     pod.wait_for(lambda: pod.client.report().registry_error, "the registry's absence to be reported")
     assert pod.client.complete("islander", "the cat", max_tokens=4).digest == registered.digest
     assert pod.client.ready()
+    # Without either at the start, what served last serves, and of the rest nobody knows.
+    pod.signal(signal.SIGKILL)
+    pod.wait_exit()
+    pod.start()
+    pod.wait_serving("islander", 1)
+    pod.wait_ready()
+    assert pod.client.complete("islander", "the cat", max_tokens=4).digest == registered.digest
+    assert pod.http.post("/v1/completions", json={"model": "stranger", "prompt": "the cat"}).status_code == 503
+    assert pod.client.report().synced_at is None
 
 
 def _running(pod: PodProcess) -> bool:
