@@ -35,6 +35,8 @@ class FetcherConfig:
     disk_bytes: int = 20 * GIB
     max_adapter_bytes: int = 2 * GIB
     fetch_concurrency: int = 4
+    fetch_limit_s: float = 600.0
+    """Longest time that one file may take from S3."""
     max_rank: int = 256
     """Highest adapter rank that is served."""
     gate_key: str | None = field(default=None, repr=False)
@@ -49,6 +51,7 @@ class FetcherConfig:
                 "lower the first or raise the second"
             )
         _check("fetch_concurrency", self.fetch_concurrency, 1 <= self.fetch_concurrency <= 64, "between 1 and 64")
+        _check("fetch_limit_s", self.fetch_limit_s, self.fetch_limit_s > 0, "above 0")
         _check("max_rank", self.max_rank, self.max_rank >= 1, "at least 1")
         endpoint = self.s3_endpoint
         _check("s3_endpoint", endpoint, endpoint is None or _is_url(endpoint), "an http:// or https:// address")
@@ -184,6 +187,7 @@ _SETTINGS = (
     _Setting(FetcherConfig, "disk_bytes", int, "byte budget of the disk tier"),
     _Setting(FetcherConfig, "max_adapter_bytes", int, "largest weights file that is downloaded"),
     _Setting(FetcherConfig, "fetch_concurrency", int, "downloads at a time"),
+    _Setting(FetcherConfig, "fetch_limit_s", float, "longest time that one file may take from S3, in seconds"),
     _Setting(EngineConfig, "device", str, "device of the engine: cpu or cuda"),
     _Setting(EngineConfig, "dtype", str, "number format of the base model, or auto"),
     _Setting(EngineConfig, "weights", str, "form of the base model's weights: model, int8, int4 or nf4"),

@@ -47,7 +47,9 @@ class Fetcher:
     def __init__(self, config: FetcherConfig, post: Callable[[FetcherEvent], None]) -> None:
         self._config = config
         self._post = post
-        self._source = S3Source(config.s3_endpoint, config.fetch_concurrency, config.s3_buckets)
+        self._source = S3Source(
+            config.s3_endpoint, config.fetch_concurrency, config.s3_buckets, limit_s=config.fetch_limit_s
+        )
         self._disk = DiskTier(config.cache_dir, config.disk_bytes)
         # One flight per digest: versions that share their bytes download them once.
         self._flights: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)

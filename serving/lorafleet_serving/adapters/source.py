@@ -5,26 +5,34 @@ Knows addresses and objects, nothing about adapters.
 
 from __future__ import annotations
 
+import logging
+import random
+import time
 from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from lorafleet_contract.backoff import Backoff
 from lorafleet_contract.digest import document_digest
 from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+_logger = logging.getLogger(__name__)
+
 _CHUNK_BYTES = 1 << 20
 _CONNECT_LIMIT_S = 3.0
 _READ_LIMIT_S = 20.0
 _ATTEMPTS = 3
+"""In a row without a byte more."""
+_BACKOFF = Backoff(first_s=0.2, longest_s=5.0)
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,12 @@ class S3Source:
     Whoever may write into the registry says where artifacts are; the credentials, which may reach more, are the pod's.
     """
 
-    def __init__(self, endpoint: str | None, num_connections: int, buckets: Collection[str] = ()) -> None:
+    def __init__(
+        self, endpoint: str | None, num_connections: int, buckets: Collection[str] = (), *, limit_s: float
+    ) -> None:
+        """`limit_s` is the longest time that one object may take."""
         self._buckets = buckets
+        self._limit_s = limit_s
         # The standard mode waits between its attempts for a random, growing time.
         settings = Config(
             retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
@@ -84,22 +96,57 @@ class S3Source:
             with closing(answer["Body"]) as body:
                 return body.read(stored.size + 1)
         except (ClientError, BotoCoreError) as error:
-            raise _failure(f"s3://{stored.bucket}/{stored.key}", error) from error
+            raise _failure(_address(stored), error) from error
 
     def download(self, stored: StoredObject, target: Path) -> None:
-        """Write an object to a file."""
-        address = f"s3://{stored.bucket}/{stored.key}"
+        """Write an object to a file. What breaks off is gone on with where it broke.
+
+        Raises:
+            FetchFailed: S3 does not give it, or too slowly, or it was exchanged meanwhile; or the disk is full.
+        """
+        address = _address(stored)
+        deadline = time.monotonic() + self._limit_s
+        num_failures = 0
         try:
-            answer = self._client.get_object(Bucket=stored.bucket, Key=stored.key)
-            with closing(answer["Body"]) as body, target.open("wb") as file:
-                for chunk in body.iter_chunks(_CHUNK_BYTES):
-                    if file.tell() + len(chunk) > stored.size:
-                        raise FetchFailed(f"{address} has grown while it was read: it is looked at again")
-                    file.write(chunk)
-        except (ClientError, BotoCoreError) as error:
+            with target.open("wb") as file:
+                while (begun := file.tell()) < stored.size:
+                    try:
+                        self._append(stored, file, deadline)
+                    except BotoCoreError as error:
+                        num_failures = 1 if file.tell() > begun else num_failures + 1
+                        if num_failures == _ATTEMPTS:
+                            raise _failure(address, error) from error
+                        _logger.warning("%s broke off at byte %d: %s", address, file.tell(), error)
+                        time.sleep(random.uniform(0.5, 1.0) * _BACKOFF.pause_s(num_failures))
+        except ClientError as error:
             raise _failure(address, error) from error
         except OSError as error:
             raise FetchFailed(f"cannot write {target}: {error}; free disk space or move the cache folder") from error
+
+    def _append(self, stored: StoredObject, file: BinaryIO, deadline: float) -> None:
+        """Write the rest of an object behind what is there of it."""
+        begun = file.tell()
+        # Of the object that was listed: parts of two would be one that nobody wrote.
+        answer = self._client.get_object(
+            Bucket=stored.bucket, Key=stored.key, IfMatch=stored.etag, Range=f"bytes={begun}-"
+        )
+        with closing(answer["Body"]) as body:
+            if begun and not answer.get("ContentRange", "").startswith(f"bytes {begun}-"):
+                file.seek(0)  # A store that knows no ranges sends all of it.
+                file.truncate()
+            for chunk in body.iter_chunks(_CHUNK_BYTES):
+                if file.tell() + len(chunk) > stored.size:
+                    raise FetchFailed(f"{_address(stored)} has grown while it was read: it is looked at again")
+                file.write(chunk)
+                if time.monotonic() > deadline:
+                    raise FetchFailed(
+                        f"{_address(stored)} has {stored.size} bytes, {file.tell()} came within {self._limit_s:.0f} s: "
+                        "see to the network, or raise --fetch-limit"
+                    )
+
+
+def _address(stored: StoredObject) -> str:
+    return f"s3://{stored.bucket}/{stored.key}"
 
 
 def stamp(objects: Mapping[str, StoredObject]) -> str:
