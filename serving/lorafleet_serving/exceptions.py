@@ -88,6 +88,10 @@ class UnknownAdapter(ServingError):
     """Raised when a request names an adapter, alias or version that the pod does not know."""
 
 
+class AdapterInUse(ServingError):
+    """Raised when an adapter cannot leave memory, since requests use it or it is pinned."""
+
+
 class AdapterWithdrawn(ServingError):
     """Raised when a request names a version that was withdrawn from service."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from lorafleet_contract.registry import RegistryClient, RegistryEndpoint
+from lorafleet_serving.adapters.administration import Administration
 from lorafleet_serving.adapters.artifacts import Artifacts
 from lorafleet_serving.adapters.catalog import Catalog, CatalogVersion
 from lorafleet_serving.adapters.comparisons import Comparisons
@@ -84,6 +85,7 @@ class Following:
             on_look=partial(to_loop, self._apply),
             on_error=partial(to_loop, self._note_error),
         )
+        self.administration = Administration(parts.host, self.residency, artifacts)
         self.comparisons = Comparisons(parts.catalog, ShadowTraffic(parts.engine, parts.host, self.residency))
         self._catalog = parts.catalog
         self._snapshot = CatalogSnapshot(config.fetcher.cache_dir, base_digest)

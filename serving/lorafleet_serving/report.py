@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
 from lorafleet_contract.fleet import AdapterReport, CanaryReport, PodReport, ShadowReport, VersionReport
 from lorafleet_contract.states import ServeState, Tier
 from lorafleet_serving.adapters.catalog import CatalogAdapter, CatalogVersion
@@ -23,6 +26,11 @@ def report(pod: Pod) -> PodReport:
         synced_at=None if pod.following is None else pod.following.synced_at,
         capacity=capacity,
     )
+
+
+def report_version(pod: Pod, version: CatalogVersion) -> dict[str, Any]:
+    """One version that is ready, as a JSON object."""
+    return asdict(_version(pod, version, ServeState.READY, pod.host.pinned))
 
 
 def parts(pod: Pod) -> dict[str, str]:

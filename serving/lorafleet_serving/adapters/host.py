@@ -57,6 +57,8 @@ class HostTier:
         self._room_limit_s = room_limit_s
         self._leases: Counter[str] = Counter()
         self._pins: tuple[str, ...] = ()
+        self._kept: dict[str, None] = {}
+        """Pinned by hand, in that order."""
         self._leaving: set[str] = set()
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._reserved: dict[str, int] = {}
@@ -106,7 +108,7 @@ class HostTier:
         """Adapters that stay although nobody holds them."""
         left = self._budget_bytes // 2
         found = set()
-        for digest in self._pins:
+        for digest in (*self._kept, *self._pins):
             num_bytes = self._engine.loaded.get(digest, 0)
             if num_bytes <= left:
                 left -= num_bytes
@@ -116,6 +118,26 @@ class HostTier:
     def pin(self, digests: Sequence[str]) -> None:
         """Set the adapters that are to stay although nobody holds them: the first that fit into half of the tier."""
         self._pins = tuple(digests)
+        self._queue.tell()
+
+    def keep(self, digest: str) -> None:
+        """Pin an adapter that is there, by hand: before all that is pinned otherwise, until it is unwanted or released.
+
+        Raises:
+            NoRoom: with it more than half of the tier would be pinned by hand.
+        """
+        kept = self._kept.keys() | {digest}
+        num_bytes, most = sum(self._engine.loaded.get(other, 0) for other in kept), self._budget_bytes // 2
+        if num_bytes > most:
+            raise NoRoom(
+                f"{num_bytes} bytes would be pinned by hand, at most half of the tier, {most}, may be: "
+                "unpin another, or raise --adapter-host-bytes"
+            )
+        self._kept[digest] = None
+
+    def release(self, digest: str) -> None:
+        """Pin an adapter by hand no longer."""
+        self._kept.pop(digest, None)
         self._queue.tell()
 
     async def load(self, digest: str, bring: Bring) -> None:
@@ -157,6 +179,7 @@ class HostTier:
 
     def let_go(self, digest: str) -> None:
         """Let an adapter go as soon as nobody holds it, unless somebody asks for it before."""
+        self._kept.pop(digest, None)
         if self._leases[digest] or self.holds(digest) or digest in self._loading:
             self._leaving.add(digest)
             self.evict(digest)

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 import time
 from collections import OrderedDict
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic import Field
 
 from lorafleet_contract.webhook import DELIVERY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, webhook_signature
+from lorafleet_serving.adapters.administration import AdminAction
+from lorafleet_serving.adapters.catalog import CatalogVersion
 from lorafleet_serving.api.asker import Asker
-from lorafleet_serving.exceptions import Forbidden, InvalidRequest, Unauthorized
-from lorafleet_serving.report import report
+from lorafleet_serving.api.schemas import RequestBody
+from lorafleet_serving.exceptions import Forbidden, InvalidRequest, ServingError, Unauthorized
+from lorafleet_serving.report import report, report_version
+
+_audit = logging.getLogger("lorafleet_serving.audit")
+"""One JSON object for each thing that an administrator did or tried."""
 
 _WINDOW_S = 300
 _MAX_REMEMBERED = 10_000
+
+
+class AdapterChoice(RequestBody):
+    """Body of what is done to one version."""
+
+    adapter: str = Field(description="`name`, `name@alias` or `name:version`")
 
 
 class AdminRoutes:
@@ -28,15 +42,41 @@ class AdminRoutes:
         self._deliveries = Deliveries()
         self.router = APIRouter(tags=["admin"])
         self.router.add_api_route("/v1/adapters", self.adapters, methods=["GET"])
+        self.router.add_api_route("/v1/adapters/{action}", self.act, methods=["POST"])
         self.router.add_api_route("/v1/registry/webhook", self.webhook, methods=["POST"])
 
     async def adapters(self, request: Request) -> dict[str, Any]:
         """Every adapter with its versions, states and tiers."""
+        self._check_admin(request)
+        return report(self._pod).to_json()
+
+    async def act(self, action: AdminAction, body: AdapterChoice, request: Request) -> dict[str, Any]:
+        """Pin, unpin, evict or reload a version that is ready; answers with where it is then."""
+        self._check_admin(request)
+        outcome = "failed"
+        try:
+            version = await self._act(action, body.adapter, request)
+            outcome = "done"
+        except ServingError as error:
+            outcome = str(error)
+            raise
+        finally:
+            told = {"action": action, "adapter": body.adapter, "by": "admin", "outcome": outcome}
+            _audit.info(json.dumps(told, ensure_ascii=True))
+        return report_version(self._pod, version)
+
+    async def _act(self, action: AdminAction, name: str, request: Request) -> CatalogVersion:
+        version = self._pod.resolve(name, self._asker.caller(request), joins_canary=False)
+        if version is None or self._pod.following is None:
+            raise InvalidRequest("adapter names the base model, which always is in memory", field="adapter")
+        await self._pod.following.administration.act(action, version)
+        return version
+
+    def _check_admin(self, request: Request) -> None:
         if self._pod.config.admin_token is None:
             raise Forbidden("admin routes are off: set LORAFLEET_ADMIN_TOKEN")
         if not self._asker.is_admin(request):
             raise Unauthorized("send the admin token: Authorization: Bearer <LORAFLEET_ADMIN_TOKEN>")
-        return report(self._pod).to_json()
 
     async def webhook(self, request: Request) -> dict[str, str]:
         """A signed word that the registry changed; carries no state, only where to look."""

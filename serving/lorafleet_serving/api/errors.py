@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from lorafleet_contract.exceptions import InvalidTemplate
 from lorafleet_serving.exceptions import (
+    AdapterInUse,
     AdapterNotReady,
     AdapterWithdrawn,
     AnswerLost,
@@ -62,6 +63,7 @@ _ANSWERS: dict[type[Exception], _Answer] = {
     Unauthorized: _Answer(401, "authentication_error", "unauthorized"),
     Forbidden: _Answer(403, "permission_error", "forbidden"),
     UnknownAdapter: _Answer(404, "not_found_error", "not_found"),
+    AdapterInUse: _Answer(409, "conflict_error", "in_use", retry_after_s=1),
     AdapterNotReady: _Answer(409, "conflict_error", "not_ready", retry_after_s=1),
     AdapterWithdrawn: _Answer(410, "gone_error", "withdrawn"),
     BodyTooLong: _Answer(413, "invalid_request_error", "validation"),

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
-from lorafleet_contract.fleet import PodReport
+from lorafleet_contract.fleet import PodReport, VersionReport
 from lorafleet_contract.webhook import DELIVERY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
 from lorafleet_serving.api import lorax_answers as lorax, openai_answers as openai, pod_answers as pod
 from lorafleet_serving.api.answer import ADAPTER_HEADER, DIGEST_HEADER
@@ -20,6 +20,7 @@ from lorafleet_serving.api.lorax_headers import ADAPTER_HEADERS, MODEL_HEADERS, 
 from lorafleet_serving.api.sse import END_OF_STREAM
 from lorafleet_serving.engine.request import PRIORITIES
 from lorafleet_serving.exceptions import (
+    AdapterInUse,
     AdapterNotReady,
     AdapterWithdrawn,
     BodyTooLong,
@@ -100,6 +101,9 @@ _ROUTES: dict[tuple[str, str], _Route] = {
     ("post", "/tokenize"): _Route(list[lorax.PlacedToken], (*_BODY_ERRORS, PromptTooLong, PodUnavailable)),
     ("get", "/info"): _Route(lorax.Info, (PodUnavailable,)),
     ("get", "/v1/adapters"): _Route(PodReport, (Unauthorized, Forbidden)),
+    ("post", "/v1/adapters/{action}"): _Route(
+        VersionReport, (*_BODY_ERRORS, *_ADAPTER_ERRORS, AdapterInUse, QueueFull, PodUnavailable)
+    ),
     ("post", "/v1/registry/webhook"): _Route(pod.DeliveryTaken, (Unauthorized, Forbidden, BodyTooLong, InvalidRequest)),
     ("get", "/"): _Route(pod.Health, unready=pod.EngineDown),
     ("get", "/health"): _Route(pod.Health, unready=pod.EngineDown),
@@ -225,7 +229,7 @@ def _failures(path: str, route: _Route, components: _Components) -> Json:
 
 def _add_request(method: str, path: str, operation: Json, components: _Components) -> None:
     """What a route reads off the request beside its body."""
-    if path == "/v1/adapters":
+    if path.startswith("/v1/adapters"):
         operation["security"] = [{_ADMIN: []}]
     elif path == "/v1/registry/webhook":
         operation["requestBody"] = {
