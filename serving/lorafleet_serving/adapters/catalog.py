@@ -121,8 +121,10 @@ class CatalogAdapter:
         version = self.aliased(Alias.SHADOW)
         if version is None or self.serving is None or version.registered.version == self.serving:
             self.shadow = None
-        elif self.shadow is None or (self.shadow.champion, self.shadow.digest) != (self.serving, version.digest):
-            self.shadow = Shadow(self.serving, version.registered.version, version.digest, window_s)
+            return
+        pair = (self.serving, version.registered.version, version.digest)
+        if self.shadow is None or self.shadow.pair != pair:
+            self.shadow = Shadow(*pair, window_s)
 
     def move_name(self) -> bool:
         """Point the bare name at the best version that is ready; tells whether it moved."""

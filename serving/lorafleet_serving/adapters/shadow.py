@@ -25,6 +25,11 @@ class Shadow:
         """What speaks against the shadow now, beyond doubt."""
         self._evidence = Evidence(window_s)
 
+    @property
+    def pair(self) -> tuple[int, int, str]:
+        """What is compared: the versions of champion and shadow, and the shadow's digest."""
+        return self.champion, self.version, self.digest
+
     def compare(self, champion: WatchedAnswer, own: WatchedAnswer) -> None:
         """Take in the two answers to one request."""
         self.num_answers += 1

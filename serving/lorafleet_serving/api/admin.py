@@ -23,6 +23,8 @@ from lorafleet_serving.report import report, report_version
 _audit = logging.getLogger("lorafleet_serving.audit")
 """One JSON object for each thing that an administrator did or tried."""
 
+_MAX_CHARACTERS = 200
+"""Of what names an adapter; the audit log repeats it."""
 _WINDOW_S = 300
 _MAX_REMEMBERED = 10_000
 
@@ -30,7 +32,7 @@ _MAX_REMEMBERED = 10_000
 class AdapterChoice(RequestBody):
     """Body of what is done to one version."""
 
-    adapter: str = Field(description="`name`, `name@alias` or `name:version`")
+    adapter: str = Field(max_length=_MAX_CHARACTERS, description="`name`, `name@alias` or `name:version`")
 
 
 class AdminRoutes:

@@ -190,8 +190,10 @@ class _PodGauges(Collector):
 def _by_version(
     prefix: str, told: Mapping[str, str], rows: Mapping[tuple[str, str], Sequence[float]]
 ) -> Iterator[Metric]:
-    """One family for each thing that is `told`, of the first adapters that may have labels; `rows` by adapter and
-    version, with the values in that order."""
+    """One family for each thing that is told, of as many adapters as may have labels.
+
+    `rows` are by adapter and version, each with the values in the order of `told`.
+    """
     for number, (name, text) in enumerate(told.items()):
         family = GaugeMetricFamily(f"{prefix}_{name}", text, labels=("adapter", "version"))
         for labels, values in islice(rows.items(), MAX_ADAPTER_LABELS):

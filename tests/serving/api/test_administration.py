@@ -111,6 +111,7 @@ def test_only_the_administrator_acts(pod: PodProcess, served: Registered, action
         ("evict", "nobody", 404),
         ("evict", "../etc", 404),
         ("pin", "", 422),
+        ("pin", "n" * 201, 422),
         ("pin", "tiny-llama", 422),
         ("pin", "s3://mlflow/x", 403),
         ("explode", "nobody", 422),
