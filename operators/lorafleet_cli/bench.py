@@ -35,13 +35,16 @@ command = typer.Typer(no_args_is_help=True, help="Measure, peers and limits in t
 @command.command()
 def promotion(
     name: Annotated[str, typer.Argument(help="A registered adapter with a champion")] = "docstrings",
-    repeats: Annotated[int, typer.Option(min=1, help="Moves of each kind")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="Moves of each kind, idle and under load")] = 25,
+    clients: Annotated[int, typer.Option(min=1, help="Clients of the load")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
 ) -> None:
     """From a change in the registry to the first token of the new version, on the running stack."""
     settings = PlatformSettings.load()
     notes = Console(stderr=True)
-    results = _benchmark("promotion").measure(settings, name, repeats, notes.print)
+    benchmark = _benchmark("promotion")
+    plan = benchmark.PromotionPlan(repeats, clients)
+    results = benchmark.measure(settings, name, plan, notes.print)
     _show("promotion", results, as_json=as_json)
 
 

@@ -22,6 +22,8 @@ class VersionReport:
     tiers: tuple[Tier, ...] = ()
     pinned: bool = False
     in_flight: int = 0
+    asked_at: float | None = None
+    """Unix time at which the engine was last given a caller's request for it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class AdapterReport:
     versions: tuple[VersionReport, ...] = ()
     canary: CanaryReport | None = None
     shadow: ShadowReport | None = None
+    noticed_at: float | None = None
+    """Unix time at which the pod was told of the last change of the name's aliases, or began the look that saw it."""
+    moved_at: float | None = None
+    """Unix time of the last change of `serving`."""
 
 
 @dataclass(frozen=True)

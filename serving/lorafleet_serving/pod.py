@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -263,6 +264,8 @@ class Pod:
                 held.enter_context(self.host.lease(digest))
             held.callback(reservation.close)
             stream = self.engine.submit(request, on_end=held.close)
+            if isinstance(version, CatalogVersion):
+                version.asked_at = time.time()
             reservation.count = lambda: reservation.num_prompt * stream.was_computed + stream.num_tokens
             resources.callback(stream.close)
             generation = Generation(stream, self.tokenizer, token_ids, stop, resources.pop_all())

@@ -61,7 +61,15 @@ def _keys(pod: Pod) -> str:
 def _adapter(pod: Pod, adapter: CatalogAdapter, pinned: frozenset[str]) -> AdapterReport:
     versions = (adapter.versions[number] for number in sorted(adapter.versions))
     reports = tuple(_version(pod, item, item.state, pinned) for item in versions if item.state is not None)
-    return AdapterReport(adapter.name, adapter.serving, reports, _canary(adapter), _shadow(adapter))
+    return AdapterReport(
+        name=adapter.name,
+        serving=adapter.serving,
+        versions=reports,
+        canary=_canary(adapter),
+        shadow=_shadow(adapter),
+        noticed_at=adapter.noticed_at,
+        moved_at=adapter.moved_at,
+    )
 
 
 def _canary(adapter: CatalogAdapter) -> CanaryReport | None:
@@ -94,4 +102,5 @@ def _version(pod: Pod, version: CatalogVersion, state: ServeState, pinned: froze
         tiers=tuple(tier for tier, there in held.items() if there),
         pinned=version.digest in pinned,
         in_flight=pod.host.num_leases(version.digest),
+        asked_at=version.asked_at,
     )

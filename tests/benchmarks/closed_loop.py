@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from lorafleet_serving.client import PodClient, PodError, PodUnreachable
+from tests.benchmarks.fixed_answers import MAX_TOKENS, PROMPT
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Moves:
 @dataclass(frozen=True)
 class _Answer:
     digest: str
+    text: str
     began: float
     ended: float
 
@@ -56,6 +58,8 @@ class ClosedLoop:
     model: str
     num_clients: int
     moves: Moves = field(default_factory=Moves)
+    answers_of: Mapping[str, str] = field(default_factory=dict)
+    """What a version of each digest says."""
     failures: list[str] = field(default_factory=list)
     _answers: list[_Answer] = field(default_factory=list)
 
@@ -83,12 +87,22 @@ class ClosedLoop:
         """Answers by a version that should not have given them: none yet moved to, or one replaced before."""
         return sum(not self.moves.could_answer(item.digest, item.began, item.ended) for item in self._answers)
 
+    @property
+    def num_known(self) -> int:
+        """Answers of versions of which it is known what they say."""
+        return sum(item.digest in self.answers_of for item in self._answers)
+
+    @property
+    def garbled(self) -> int:
+        """Answers that are not what the version says by which they claim to be."""
+        return sum(item.text != self.answers_of.get(item.digest, item.text) for item in self._answers)
+
     def _client(self, stop: threading.Event) -> None:
         with PodClient(self.url) as client:
             while not stop.is_set():
                 began = time.monotonic()
                 try:
-                    answer = client.complete(model=self.model, prompt="def add(a, b):", max_tokens=16)
-                    self._answers.append(_Answer(answer.digest, began, time.monotonic()))
+                    answer = client.complete(model=self.model, prompt=PROMPT, max_tokens=MAX_TOKENS)
+                    self._answers.append(_Answer(answer.digest, answer.text, began, time.monotonic()))
                 except (PodError, PodUnreachable) as error:
                     self.failures.append(repr(error))

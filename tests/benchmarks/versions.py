@@ -1,7 +1,7 @@
-"""Versions made for benchmarks: copies of a registered version whose weights differ, signed anew.
+"""Versions made for benchmarks: of the shape of a registered version, each trained to give an answer of its own.
 
-A copy has its own digest, so no pod has seen it before; its gate report is signed with the platform's key,
-so pods take it like any other version.
+Each has its own digest, so no pod has seen it before; its gate report is signed with the platform's key, so pods take
+it like any other version.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,31 @@ from lorafleet_contract.manifest import ADAPTER_FOLDER, GATE_REPORT_FILE, MANIFE
 from lorafleet_contract.registry import ModelVersion
 from lorafleet_contract.signature import sign
 from lorafleet_contract.tags import Tag
+from lorafleet_pipeline.base_models import resolve_base_model
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_pipeline.storage import Storage
+from tests.benchmarks.fixed_answers import AnswerTraining
 
 BUCKET = "s3://mlflow/benchmarks"
 
 
-def make_versions(settings: PlatformSettings, name: str, source: int, count: int) -> dict[int, str]:
-    """Register `count` versions that differ from `source` by noise, and return version number to digest."""
+@dataclass(frozen=True)
+class MadeVersion:
+    """A version that no pod has seen."""
+
+    number: int
+    digest: str
+    answer: str
+    """What it says to `fixed_answers.PROMPT`."""
+
+
+def make_versions(settings: PlatformSettings, name: str, source: int, answers: Iterable[str]) -> list[MadeVersion]:
+    """Register a version like `source` for each answer."""
     storage = Storage(settings.s3)
     registry = settings.registry()
     original = registry.get_version(name, source)
     address = registry.get_artifact_address(name, source)
-    made: dict[int, str] = {}
+    made = []
     with tempfile.TemporaryDirectory() as folder:
         template = Path(folder) / "template"
         for file in (
@@ -38,40 +52,36 @@ def make_versions(settings: PlatformSettings, name: str, source: int, count: int
             *(f"{ADAPTER_FOLDER}/{file}" for file in (CONFIG_FILE, WEIGHTS_FILE)),
         ):
             storage.download(f"{address}/{file}", template / file)
-        for number in range(count):
+        training = AnswerTraining(resolve_base_model(_base_model(template)), template / ADAPTER_FOLDER)
+        for number, answer in enumerate(answers):
             copy = Path(folder) / f"copy-{number}"
             shutil.copytree(template, copy)
-            digest = _alter(copy, settings.require_gate_key())
+            training.write(answer, copy / ADAPTER_FOLDER)
+            # Its shape is the template's, and so is its description.
+            shutil.copyfile(template / ADAPTER_FOLDER / CONFIG_FILE, copy / ADAPTER_FOLDER / CONFIG_FILE)
+            digest = _sign(copy, settings.require_gate_key())
             target = f"{BUCKET}/{name}/{digest.removeprefix('sha256:')}"
             storage.upload_folder(copy, target)
-            made[_register(settings, original, target, digest)] = digest
+            made.append(MadeVersion(_register(settings, original, target, digest), digest, answer))
     return made
 
 
-def delete_versions(settings: PlatformSettings, name: str, made: dict[int, str]) -> None:
+def delete_versions(settings: PlatformSettings, name: str, made: Iterable[MadeVersion]) -> None:
     """Take what `make_versions` made out of registry and storage, so that the next run finds what this one found."""
     from mlflow import MlflowClient
 
     client = MlflowClient(settings.mlflow_url)
     for version in made:
-        client.delete_model_version(name, str(version))
+        client.delete_model_version(name, str(version.number))
     Storage(settings.s3).delete_folder(f"{BUCKET}/{name}")
 
 
-def _alter(folder: Path, gate_key: str) -> str:
-    """Add noise of a thousandth to the weights, and bring manifest and gate report in line with them."""
-    import torch
-    from safetensors.torch import load_file, save_file
+def _base_model(folder: Path) -> str:
+    return AdapterManifest.from_json(_read(folder / MANIFEST_FILE)).base_model
 
-    weights = folder / ADAPTER_FOLDER / WEIGHTS_FILE
-    generator = torch.Generator()
-    generator.seed()  # Another draw each time: no pod may have seen the digest, in an earlier run either.
-    tensors = {
-        key: value
-        + 1e-3 * value.float().std().to(value.dtype) * torch.randn(value.shape, generator=generator).to(value.dtype)
-        for key, value in load_file(weights).items()
-    }
-    save_file(tensors, weights, metadata={"format": "pt"})
+
+def _sign(folder: Path, gate_key: str) -> str:
+    """Bring manifest and gate report in line with the weights, and return their digest."""
     digest = adapter_digest(folder / ADAPTER_FOLDER)
     manifest = AdapterManifest.from_json({**_read(folder / MANIFEST_FILE), "digest": digest})
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_json()))

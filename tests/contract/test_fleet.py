@@ -16,12 +16,16 @@ VERSION = VersionReport(
     aliases=("champion", "live"),
     tiers=(Tier.DEVICE, Tier.DISK),
     in_flight=2,
+    asked_at=1.25,
 )
 REPORT = PodReport(
     pod_id="pod-1",
     base_model="org/base",
     base_digest="sha256:2",
-    adapters=(AdapterReport("tickets", 3, (VERSION,), CanaryReport(4, 0.1, 12, "slow")), AdapterReport("empty", None)),
+    adapters=(
+        AdapterReport("tickets", 3, (VERSION,), CanaryReport(4, 0.1, 12, "slow"), noticed_at=1.0, moved_at=1.5),
+        AdapterReport("empty", None),
+    ),
     capacity={"device_bytes": 10},
     synced_at=1.5,
 )

@@ -8,7 +8,8 @@ import pytest
 
 from lorafleet_contract.aliases import Alias
 from tests.benchmarks.closed_loop import ClosedLoop
-from tests.benchmarks.versions import make_versions
+from tests.benchmarks.fixed_answers import draw_answers
+from tests.benchmarks.versions import MadeVersion, make_versions
 from tests.e2e.conftest import ADAPTER, RunningStack
 from tests.waiting import wait_for
 
@@ -21,9 +22,9 @@ pytestmark = [
 
 
 @pytest.fixture
-def versions(stack: RunningStack) -> Iterator[dict[int, str]]:
-    """Two versions that no pod has loaded."""
-    yield make_versions(stack.settings, ADAPTER, stack.demo["version"], 2)
+def versions(stack: RunningStack) -> Iterator[list[MadeVersion]]:
+    """Two versions that no pod has loaded, each of which says something else."""
+    yield make_versions(stack.settings, ADAPTER, stack.demo["version"], draw_answers(2, seed=1))
     stack.settings.registry().set_alias(ADAPTER, Alias.CHAMPION, stack.demo["version"])
     _await_live(stack, stack.demo["version"])
 
@@ -37,30 +38,31 @@ def _await_live(stack: RunningStack, version: int) -> None:
     wait_for(lambda: registry.get_model(ADAPTER).aliases.get(Alias.LIVE) == version, f"live = {version}")
 
 
-def test_moves_by_alias_by_stage_and_back_lose_no_request(stack: RunningStack, versions: dict[int, str]) -> None:
+def test_moves_by_alias_by_stage_and_back_lose_no_request(stack: RunningStack, versions: list[MadeVersion]) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(stack.settings.mlflow_url)
-    (by_alias, alias_digest), (by_stage, stage_digest) = versions.items()
-    loop = ClosedLoop(stack.settings.pods[0], ADAPTER, num_clients=4)
+    by_alias, by_stage = versions
+    said = {version.digest: version.answer for version in versions}
+    loop = ClosedLoop(stack.settings.pods[0], ADAPTER, num_clients=4, answers_of=said)
     with loop.moves.to(_serving(stack)):
         pass  # Where all begin.
     with loop.running():
-        with loop.moves.to(alias_digest):
-            client.set_registered_model_alias(ADAPTER, "champion", str(by_alias))
-            wait_for(lambda: _serving(stack) == alias_digest, "the version that the alias names is served")
-        _await_live(stack, by_alias)
-        with loop.moves.to(stage_digest):
-            client.transition_model_version_stage(ADAPTER, str(by_stage), "Production")
-            wait_for(lambda: _serving(stack) == stage_digest, "the version in Production is served")
-        _await_live(stack, by_stage)
-        with loop.moves.to(alias_digest):
+        with loop.moves.to(by_alias.digest):
+            client.set_registered_model_alias(ADAPTER, "champion", str(by_alias.number))
+            wait_for(lambda: _serving(stack) == by_alias.digest, "the version that the alias names is served")
+        _await_live(stack, by_alias.number)
+        with loop.moves.to(by_stage.digest):
+            client.transition_model_version_stage(ADAPTER, str(by_stage.number), "Production")
+            wait_for(lambda: _serving(stack) == by_stage.digest, "the version in Production is served")
+        _await_live(stack, by_stage.number)
+        with loop.moves.to(by_alias.digest):
             rolled_back = stack.lorafleet("rollback", ADAPTER, "--json")
             assert rolled_back.returncode == 0, rolled_back.stderr
-            assert _serving(stack) == alias_digest
-    assert loop.answered > 0
+            assert _serving(stack) == by_alias.digest
+    assert loop.num_known > 0
     assert not loop.failures
-    assert loop.mixed == 0
+    assert (loop.mixed, loop.garbled) == (0, 0)
 
 
 def test_history_tells_who_moved_what(stack: RunningStack) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
@@ -34,17 +34,32 @@ _LOOK_S = 0.02
 Found = TypeVar("Found")
 
 
+def metric_in(text: str, name: str) -> float:
+    """Sum of a metric's samples of that name in an exposition, over all labels."""
+    families = text_string_to_metric_families(text)
+    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+
+
 class PodProcess:
     """One running pod."""
 
-    def __init__(self, model: Path, folder: Path, port: int, environment: Mapping[str, str], *flags: str) -> None:
+    def __init__(
+        self,
+        model: Path,
+        folder: Path,
+        port: int,
+        environment: Mapping[str, str],
+        *flags: str,
+        within: Sequence[str] = (),
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.client = PodClient(self.url, ADMIN_TOKEN)
         self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
         self.log = folder / "pod.log"
         self.cache = folder / "cache"
         self._environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        self._command = [sys.executable, "-m", "lorafleet_serving", "--port", str(port), "--model", str(model)]
+        self._command = [*within, sys.executable, "-m", "lorafleet_serving"]
+        self._command += ["--port", str(port), "--model", str(model)]
         self._command += ["--cache-dir", str(self.cache), "--num-threads", "1", *flags]
         folder.mkdir(parents=True, exist_ok=True)
         self.start()
@@ -116,8 +131,7 @@ class PodProcess:
 
     def metric(self, name: str) -> float:
         """Sum of a metric's samples of that name, over all labels."""
-        families = text_string_to_metric_families(self.http.get("/metrics").text)
-        return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+        return metric_in(self.http.get("/metrics").text, name)
 
     def wait_serving(self, name: str, version: int, limit_s: float = _LIMIT_S) -> None:
         """Wait until a bare name reaches a version."""
@@ -138,8 +152,19 @@ class PodProcess:
         return self.wait_for(look, f"{name}:{version} to be {state}")
 
 
-def start_pod(folder: Path, model: Path, mlflow: RunningMLflow, running: ExitStack, *flags: str) -> PodProcess:
-    """Start a pod on a registry; it ends with `running`. Does not wait."""
+def start_pod(
+    folder: Path,
+    model: Path,
+    mlflow: RunningMLflow,
+    running: ExitStack,
+    *flags: str,
+    overrides: Mapping[str, str] | None = None,
+    within: Sequence[str] = (),
+) -> PodProcess:
+    """Start a pod on a registry; it ends with `running`. Does not wait.
+
+    `overrides` are variables of its environment, `within` a command that runs its command.
+    """
     environment = {
         "LORAFLEET_MLFLOW_URL": mlflow.url,
         "LORAFLEET_ADMIN_TOKEN": ADMIN_TOKEN,
@@ -148,7 +173,8 @@ def start_pod(folder: Path, model: Path, mlflow: RunningMLflow, running: ExitSta
         "LORAFLEET_S3_ENDPOINT": mlflow.s3.endpoint,
         "LORAFLEET_S3_BUCKETS": ARTIFACT_BUCKET,
         **mlflow.s3.pod.environment(),
+        **(overrides or {}),
     }
-    pod = PodProcess(model, folder, free_port(), environment, *flags)
+    pod = PodProcess(model, folder, free_port(), environment, *flags, within=within)
     running.callback(pod.stop)
     return pod

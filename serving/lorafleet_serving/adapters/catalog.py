@@ -7,6 +7,7 @@ everywhere; two versions may share one.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -60,6 +61,8 @@ class CatalogVersion:
     """Whether it is not ready because no tier holds it."""
     manifest: AdapterManifest | None = None
     address: str | None = None
+    asked_at: float | None = None
+    """Unix time at which the engine was last given a caller's request for it."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set to have a waiting bring-up try again at once."""
 
@@ -94,6 +97,10 @@ class CatalogAdapter:
     serving: int | None = None
     canary: Canary | None = None
     shadow: Shadow | None = None
+    noticed_at: float | None = None
+    """Unix time at which the pod heard of the last change of the aliases."""
+    moved_at: float | None = None
+    """Unix time of the last change of `serving`."""
 
     def aliased(self, alias: str) -> CatalogVersion | None:
         """The version behind an alias, if it is one of this pod's base."""
@@ -135,6 +142,8 @@ class CatalogAdapter:
             candidates.append(self.versions.get(before or 0))
         found = next((item for item in candidates if item is not None and item.servable), None)
         self.serving = None if found is None else found.registered.version
+        if self.serving != before:
+            self.moved_at = time.time()
         return self.serving != before
 
 

@@ -64,7 +64,10 @@ class Rollout:
         for name in names:
             desired = look.adapters.get(name)
             if desired is not None:
-                self._apply_one(adapters.setdefault(name, CatalogAdapter(name, desired)), desired)
+                adapter = adapters.setdefault(name, CatalogAdapter(name, desired))
+                if adapter.noticed_at is None or adapter.desired.aliases != desired.aliases:
+                    adapter.noticed_at = look.noticed_at
+                self._apply_one(adapter, desired)
             elif name in adapters:
                 self._forget(name)
         if look.name is not None and look.name in adapters:

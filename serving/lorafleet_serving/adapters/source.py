@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError
 
 from lorafleet_contract.backoff import Backoff
 from lorafleet_contract.digest import document_digest
@@ -82,6 +82,8 @@ class S3Source:
         found = {}
         try:
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+                if "IsTruncated" not in page:  # Cut off in its headers: nothing would look like no artifacts.
+                    raise FetchFailed(f"cannot list {address}: the answer was cut off; it is tried again")
                 for item in page.get("Contents", []):
                     stored = StoredObject(bucket, item["Key"], item["ETag"], item["Size"])
                     found[item["Key"].removeprefix(prefix)] = stored
@@ -90,13 +92,20 @@ class S3Source:
         return found
 
     def read(self, stored: StoredObject) -> bytes:
-        """The bytes of a small object."""
+        """The bytes of a small object.
+
+        Raises:
+            FetchFailed: S3 does not give it, or not whole, or it was exchanged meanwhile.
+        """
         try:
-            answer = self._client.get_object(Bucket=stored.bucket, Key=stored.key)
+            answer = self._client.get_object(Bucket=stored.bucket, Key=stored.key, IfMatch=stored.etag)
             with closing(answer["Body"]) as body:
-                return body.read(stored.size + 1)
+                found = body.read(stored.size + 1)
+            if len(found) != stored.size:
+                raise IncompleteReadError(actual_bytes=len(found), expected_bytes=stored.size)
         except (ClientError, BotoCoreError) as error:
             raise _failure(_address(stored), error) from error
+        return found
 
     def download(self, stored: StoredObject, target: Path) -> None:
         """Write an object to a file. What breaks off is gone on with where it broke.
@@ -143,6 +152,8 @@ class S3Source:
                         f"{_address(stored)} has {stored.size} bytes, {file.tell()} came within {self._limit_s:.0f} s: "
                         "see to the network, or raise --fetch-limit"
                     )
+        if file.tell() < stored.size:  # Nobody said how long the answer would be, where its headers were cut off.
+            raise IncompleteReadError(actual_bytes=file.tell(), expected_bytes=stored.size)
 
 
 def _address(stored: StoredObject) -> str:

@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from lorafleet_contract.aliases import Alias, Stage
@@ -68,12 +68,20 @@ class DesiredAdapter:
 
 
 @dataclass(frozen=True)
+class _Nudge:
+    name: str
+    received_at: float
+
+
+@dataclass(frozen=True)
 class RegistryLook:
     """What one look at the registry saw."""
 
     adapters: Mapping[str, DesiredAdapter]
     name: str | None = None
     """The one name that was looked at; None when all were."""
+    noticed_at: float = 0.0
+    """Unix time at which somebody said that there is something to see, or the look began by itself."""
 
 
 class RegistryWatcher:
@@ -98,7 +106,7 @@ class RegistryWatcher:
         self._interval_s = interval_s
         self._on_look = on_look
         self._on_error = on_error
-        self._nudges: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._nudges: queue.SimpleQueue[_Nudge | None] = queue.SimpleQueue()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="registry-watcher", daemon=True)
 
@@ -113,7 +121,7 @@ class RegistryWatcher:
 
     def nudge(self, name: str) -> None:
         """Look at one name at once."""
-        self._nudges.put(name)
+        self._nudges.put(_Nudge(name, time.time()))
 
     def look(self) -> RegistryLook:
         """Read the state of every adapter of this base.
@@ -153,27 +161,29 @@ class RegistryWatcher:
                 self._try(self.look)
                 # From the end of a look: a slow registry is not asked without pause.
                 due = time.monotonic() + self._interval_s * random.uniform(1 - _JITTER, 1 + _JITTER)
-            for name in sorted(self._wait(due - time.monotonic())):
-                self._try(partial(self.look_at, name))
+            for name, noticed_at in sorted(self._wait(due - time.monotonic()).items()):
+                self._try(partial(self.look_at, name), noticed_at)
 
-    def _try(self, look: Callable[[], RegistryLook]) -> None:
+    def _try(self, look: Callable[[], RegistryLook], noticed_at: float | None = None) -> None:
+        noticed_at = time.time() if noticed_at is None else noticed_at
         try:
-            self._on_look(look())
+            self._on_look(replace(look(), noticed_at=noticed_at))
         except ContractError as error:
             self._on_error(str(error))
         except Exception as error:
             _logger.exception("looking at the registry failed")
             self._on_error(f"looking at the registry failed: {error!r}")
 
-    def _wait(self, limit_s: float) -> set[str]:
-        """Names that were nudged; empty when the time has passed."""
+    def _wait(self, limit_s: float) -> dict[str, float]:
+        """Names that were nudged, and when they first were; empty when the time has passed."""
         try:
-            found = {self._nudges.get(timeout=max(limit_s, 0.0))}
+            nudges = [self._nudges.get(timeout=max(limit_s, 0.0))]
         except queue.Empty:
-            return set()
+            return {}
         while not self._nudges.empty():
-            found.add(self._nudges.get())
-        return {name for name in found if name is not None}
+            nudges.append(self._nudges.get())
+        # The first nudge of a name is the last to be put down.
+        return {nudge.name: nudge.received_at for nudge in reversed(nudges) if nudge is not None}
 
     def _desired(self, found: MirroredModel) -> DesiredAdapter | None:
         name, aliases = found.model.name, found.model.aliases

@@ -103,6 +103,8 @@ class _PodGauges(Collector):
         yield self._gauge("vllm:kv_cache_usage_perc", "Used share of the KV cache, 0 to 1", used)
         yield self._preemptions(stats.num_preemptions if stats is not None else 0)
         pauses = stats.num_adapter_pauses if stats is not None else 0
+        steps = stats.num_steps if stats is not None else 0
+        yield self._counter("lorafleet_engine_steps", "Steps of the engine, each of the whole batch", steps)
         yield self._counter("lorafleet_adapter_pauses", "Turns on the device that ended for another adapter", pauses)
         yield self._gauge("vllm:gpu_cache_usage_perc", "The same under its older name", used)
         merged = self._pod.num_merged

@@ -3,77 +3,19 @@
 from __future__ import annotations
 
 import os
-import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
 from lorafleet_serving.adapters.source import S3Source, StoredObject
 from lorafleet_serving.exceptions import FetchFailed
 from tests.services import RunningS3
+from tests.serving.network_proxy import NetworkProxy
 
 BUCKET = "mlflow"
 CONTENT = os.urandom(3 << 20)
-
-
-class BreakingProxy:
-    """Passes bytes on to a server, and breaks each connection off after so many of its answer's."""
-
-    def __init__(self, target: str, num_bytes: list[int]) -> None:
-        """`num_bytes` are those of one connection after the other; later ones are whole."""
-        self._target = urlsplit(target)
-        self._num_bytes = num_bytes
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
-        self.num_connections = 0
-        self._open: list[socket.socket] = []
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def stop(self) -> None:
-        for end in (self._server, *self._open):
-            with suppress(OSError):  # Those that broke off are closed.
-                end.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._server.close()
-
-    def _run(self) -> None:
-        threads = []
-        while True:
-            try:
-                caller, _ = self._server.accept()
-            except OSError:
-                break
-            self.num_connections += 1
-            left = self._num_bytes.pop(0) if self._num_bytes else None
-            upstream = socket.create_connection((self._target.hostname or "", self._target.port or 80))
-            self._open += [caller, upstream]
-            threads += [
-                threading.Thread(target=_pass_on, args=(caller, upstream, None)),
-                threading.Thread(target=_pass_on, args=(upstream, caller, left)),
-            ]
-            for thread in threads[-2:]:
-                thread.start()
-        for thread in threads:
-            thread.join()
-
-
-def _pass_on(source: socket.socket, target: socket.socket, left: int | None) -> None:
-    with suppress(OSError):
-        while left is None or left > 0:
-            data = source.recv(65536 if left is None else min(left, 65536))
-            if not data:
-                break
-            target.sendall(data)
-            left = None if left is None else left - len(data)
-    for end in (source, target):
-        with suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
-        end.close()
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +27,11 @@ def stored(s3: RunningS3) -> StoredObject:
 @contextmanager
 def source_through(
     s3: RunningS3, monkeypatch: pytest.MonkeyPatch, *num_bytes: int, limit_s: float = 60.0
-) -> Iterator[tuple[S3Source, BreakingProxy]]:
+) -> Iterator[tuple[S3Source, NetworkProxy]]:
     for name, value in s3.environment().items():
         monkeypatch.setenv(name, value)
-    proxy = BreakingProxy(s3.endpoint, list(num_bytes))
-    try:
+    with NetworkProxy(s3.endpoint, *num_bytes) as proxy:
         yield S3Source(proxy.url, 1, limit_s=limit_s), proxy
-    finally:
-        proxy.stop()
 
 
 def test_what_breaks_off_is_gone_on_with_where_it_broke(
@@ -136,3 +75,16 @@ def test_what_takes_too_long_is_given_up_with_the_remedy(
         pytest.raises(FetchFailed, match="--fetch-limit"),
     ):
         source.download(stored, tmp_path / "file")
+
+
+@pytest.mark.parametrize("num_bytes", [60, 150, 250])
+def test_an_answer_that_is_cut_off_in_its_headers_is_no_answer(
+    s3: RunningS3, stored: StoredObject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int
+) -> None:
+    with source_through(s3, monkeypatch, *[num_bytes] * 100) as (source, _):
+        with pytest.raises(FetchFailed):
+            source.list(f"s3://{BUCKET}/source")
+        with pytest.raises(FetchFailed):
+            source.read(stored)
+        with pytest.raises(FetchFailed):
+            source.download(stored, tmp_path / "file")
