@@ -64,7 +64,7 @@ class AdapterReport:
     canary: CanaryReport | None = None
     shadow: ShadowReport | None = None
     noticed_at: float | None = None
-    """Unix time at which the pod was told of the last change of the name's aliases, or began the look that saw it."""
+    """Unix time at which the pod was told of the last change of the champion, or began the look that saw it."""
     moved_at: float | None = None
     """Unix time of the last change of `serving`."""
 

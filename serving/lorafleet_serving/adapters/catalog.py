@@ -98,7 +98,7 @@ class CatalogAdapter:
     canary: Canary | None = None
     shadow: Shadow | None = None
     noticed_at: float | None = None
-    """Unix time at which the pod heard of the last change of the aliases."""
+    """Unix time at which the pod heard of the last change of the champion."""
     moved_at: float | None = None
     """Unix time of the last change of `serving`."""
 

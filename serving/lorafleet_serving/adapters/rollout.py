@@ -65,7 +65,7 @@ class Rollout:
             desired = look.adapters.get(name)
             if desired is not None:
                 adapter = adapters.setdefault(name, CatalogAdapter(name, desired))
-                if adapter.noticed_at is None or adapter.desired.aliases != desired.aliases:
+                if adapter.noticed_at is None or adapter.desired.champion != desired.champion:
                     adapter.noticed_at = look.noticed_at
                 self._apply_one(adapter, desired)
             elif name in adapters:

@@ -56,6 +56,11 @@ class DesiredAdapter:
     canary_share: float = 0.0
     """Of the bare name's requests, those that the challenger answers."""
 
+    @property
+    def champion(self) -> int | None:
+        """The version that the bare name should reach."""
+        return self.aliases.get(Alias.CHAMPION)
+
     def wanted(self) -> dict[int, tuple[str, ...]]:
         """Versions to hold ready, with the aliases that ask for each."""
         found: dict[int, list[str]] = {}
