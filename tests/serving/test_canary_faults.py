@@ -23,7 +23,8 @@ from tests.services import RunningMLflow
 from tests.serving.canaries import begin, broken_at, canary_of, saying
 from tests.serving.conftest import PodFactory, SourceFactory
 from tests.serving.pod_process import ADMIN_TOKEN, WEBHOOK_SECRET, PodProcess
-from tests.serving.registered_adapter import AdapterSource, RegistryHand
+from tests.serving.registered_adapter import AdapterSource, Registered, RegistryHand
+from tests.serving.tiny_model import make_tiny_adapter, make_tiny_model
 
 pytestmark = pytest.mark.faults
 
@@ -34,6 +35,15 @@ WINDOW_S = 60.0
 ANSWERS_S = 280.0
 """How long answers may take to come on a slow machine before something hangs."""
 PROMPT = "a # b"
+WIDE = {
+    "hidden_size": 512,
+    "intermediate_size": 256,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}
+"""Shape of a model whose largest adapters have more weights than its own layers."""
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +52,17 @@ def watched(
 ) -> Iterator[PodProcess]:
     """A pod that a controller watches."""
     pod = pod_factory("--canary-window", str(WINDOW_S), "--dtype", "float32")
+    with controlled(pod, mlflow_server, tmp_path_factory.mktemp("controller")):
+        yield pod
+
+
+@contextmanager
+def controlled(pod: PodProcess, mlflow: RunningMLflow, home: Path) -> Iterator[None]:
     pod.wait_ready()
-    home = tmp_path_factory.mktemp("controller")
-    settings = settings_of(mlflow_server.s3, home, mlflow_server.url, (pod.url,))
+    settings = settings_of(mlflow.s3, home, mlflow.url, (pod.url,))
     settings = replace(settings, admin_token=ADMIN_TOKEN, webhook_secret=WEBHOOK_SECRET)
     with in_background(partial(run, settings, interval_s=0.2)):
-        yield pod
+        yield
 
 
 @dataclass
@@ -56,6 +71,9 @@ class Traffic:
 
     url: str
     model: str
+    share: float = SHARE
+    num_callers: int = NUM_CALLERS
+    max_tokens: int = 50
     answered: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     statuses: list[int] = field(default_factory=list)
     numbers: Iterator[int] = field(default_factory=count)
@@ -64,8 +82,8 @@ class Traffic:
     def running(self) -> Iterator[None]:
         """Ask until the block ends."""
         done = threading.Event()
-        with ThreadPoolExecutor(NUM_CALLERS) as callers:
-            asking = [callers.submit(self._ask_on, done) for _ in range(NUM_CALLERS)]
+        with ThreadPoolExecutor(self.num_callers) as callers:
+            asking = [callers.submit(self._ask_on, done) for _ in range(self.num_callers)]
             try:
                 yield
             finally:
@@ -80,7 +98,13 @@ class Traffic:
         with httpx.Client(base_url=self.url, timeout=60, trust_env=False) as http:
             while not done.is_set():
                 user = f"user-{next(self.numbers) % NUM_USERS}"
-                body = {"model": self.model, "prompt": PROMPT, "max_tokens": 50, "temperature": 0.5, "user": user}
+                body = {
+                    "model": self.model,
+                    "prompt": PROMPT,
+                    "max_tokens": self.max_tokens,
+                    "temperature": 0.5,
+                    "user": user,
+                }
                 answer = http.post("/v1/completions", json=body)
                 self.statuses.append(answer.status_code)
                 if (label := answer.headers.get("x-lorafleet-adapter")) is not None:
@@ -102,22 +126,48 @@ def test_a_bad_challenger_is_ended_everywhere_and_meets_no_more_than_its_share(
 ) -> None:
     bad = make(tiny_model, tmp_path / "bad")
     champion, challenger = begin(watched, registry, name, (tiny_adapter(31), bad), str(SHARE))
-    traffic = Traffic(watched.url, name)
-    tags = registry.client.get_model
+    _expect_its_end(watched, registry, champion, challenger, told, Traffic(watched.url, name))
+
+
+def test_a_challenger_that_is_slow_is_ended(
+    pod_factory: PodFactory, registry: RegistryHand, mlflow_server: RunningMLflow, tmp_path: Path, name: str
+) -> None:
+    model = make_tiny_model(tmp_path / "wide", shape=WIDE)
+    folders = [make_tiny_adapter(model, tmp_path / f"rank-{rank}", 1, rank, ALL_LINEAR) for rank in (4, 256)]
+    light, heavy = (AdapterSource(model, folder, rank=rank) for folder, rank in zip(folders, (4, 256), strict=True))
+    flags = ("--canary-window", str(WINDOW_S), "--dtype", "float32", "--max-rank", "256")
+    pod = pod_factory(*flags, model=model)
+    with controlled(pod, mlflow_server, tmp_path / "controller"):
+        # One after the other: what is computed in one batch with a slow answer is as slow.
+        traffic = Traffic(pod.url, name, share=0.3, num_callers=1, max_tokens=12)
+        champion, challenger = begin(pod, registry, name, (light, heavy), str(traffic.share))
+        _expect_its_end(pod, registry, champion, challenger, "s per token", traffic)
+
+
+def _expect_its_end(
+    pod: PodProcess,
+    registry: RegistryHand,
+    champion: Registered,
+    challenger: Registered,
+    told: str,
+    traffic: Traffic,
+) -> None:
+    """The canary ends in registry and pod within the window, says why, and met no more than its share of users."""
+    name, tags = champion.name, registry.client.get_model
     began = time.monotonic()
     with traffic.running():
         eventually(lambda: tags(name).tags[Tag.ROLLOUT_CANARY] == "0", "the end of the canary", WINDOW_S)
         took_s = time.monotonic() - began
-        watched.wait_for(lambda: canary_of(watched, name) is None or None, "the pod's end of it")
+        pod.wait_for(lambda: canary_of(pod, name) is None or None, "the pod's end of it")
         num_failed = len([status for status in traffic.statuses if status != 200])
         so_far = len(traffic.statuses)
-        eventually(lambda: len(traffic.statuses) > so_far + 10 * NUM_CALLERS, "more answers")
-        assert {*traffic.statuses[so_far + NUM_CALLERS :]} == {200}
+        eventually(lambda: len(traffic.statuses) > so_far + 10 * traffic.num_callers, "more answers")
+        assert {*traffic.statuses[so_far + traffic.num_callers :]} == {200}
     assert took_s < WINDOW_S
     assert told in tags(name).tags[Tag.ROLLOUT_STOPPED]
     assert f"version {challenger.version}" in tags(name).tags[Tag.ROLLOUT_STOPPED]
     touched = len(traffic.users_of(challenger.label)) + num_failed
-    assert touched <= SHARE * NUM_USERS + 4 * (NUM_USERS * SHARE * (1 - SHARE)) ** 0.5
+    assert touched <= traffic.share * NUM_USERS + 4 * (NUM_USERS * traffic.share * (1 - traffic.share)) ** 0.5
     assert traffic.users_of(champion.label)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import string
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,21 @@ _CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 _MAX_POSITIONS = 256
+_SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def make_tiny_model(
-    folder: Path, seed: int = 0, max_positions: int = _MAX_POSITIONS, tokenizer: Any | None = None
+    folder: Path,
+    seed: int = 0,
+    max_positions: int = _MAX_POSITIONS,
+    tokenizer: Any | None = None,
+    shape: Mapping[str, int] = _SHAPE,
 ) -> Path:
     """Write a model that answers with ASCII text, unless its tokenizer is another, and never ends by itself."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -28,11 +39,7 @@ def make_tiny_model(
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **shape,
         max_position_embeddings=max_positions,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.eos_token_id,
