@@ -133,13 +133,11 @@ class PlatformSettings:
 
     def registry_endpoint(self, caller: Mapping[str, str] | None = None) -> RegistryEndpoint:
         """Where the registry is, and with which credentials `caller` asks it."""
-        # Of both, MLflow's client takes the password; two clients of one process must not be two users.
-        by_password = self.mlflow_username is not None and self.mlflow_password is not None
         return RegistryEndpoint(
             self.mlflow_url,
             username=self.mlflow_username,
             password=self.mlflow_password,
-            token=None if by_password else self.mlflow_token,
+            token=self.mlflow_token,
             caller=caller or {},
         )
 

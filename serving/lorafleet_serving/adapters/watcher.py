@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import queue
 import random
 import threading
 import time
@@ -21,13 +20,13 @@ from lorafleet_contract.exceptions import ContractError, InvalidName, InvalidTag
 from lorafleet_contract.mirror import FULL_LOOK_EVERY, MirroredModel, RegistryMirror
 from lorafleet_contract.names import check_adapter_name
 from lorafleet_contract.registry import ModelVersion, RegistryClient
-from lorafleet_contract.tags import Tag, canary_share
+from lorafleet_contract.tags import OWN_PREFIXES, Tag, canary_share
+from lorafleet_serving.adapters.nudges import Nudges
 
 _logger = logging.getLogger(__name__)
 
 _JITTER = 0.2
 """Share of the interval by which looks of many pods drift apart."""
-_SERVE_TAG_PREFIX = "serve."
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class RegistryWatcher:
         self._interval_s = interval_s
         self._on_look = on_look
         self._on_error = on_error
-        self._nudges: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._nudges = Nudges()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="registry-watcher", daemon=True)
 
@@ -109,10 +108,10 @@ class RegistryWatcher:
     def stop(self) -> None:
         """End after the look that is under way; does not wait for it."""
         self._stopped = True
-        self._nudges.put(None)
+        self._nudges.close()
 
     def nudge(self, name: str) -> None:
-        """Look at one name at once."""
+        """Look at one name at once, or, where it is told too often, as soon as `Nudges` allows."""
         self._nudges.put(name)
 
     def look(self) -> RegistryLook:
@@ -153,7 +152,9 @@ class RegistryWatcher:
                 self._try(self.look)
                 # From the end of a look: a slow registry is not asked without pause.
                 due = time.monotonic() + self._interval_s * random.uniform(1 - _JITTER, 1 + _JITTER)
-            for name in sorted(self._wait(due - time.monotonic())):
+            # One at a time: however many names are told, the look at everything keeps its hour.
+            name = self._nudges.take(due - time.monotonic())
+            if name is not None:
                 self._try(partial(self.look_at, name))
 
     def _try(self, look: Callable[[], RegistryLook]) -> None:
@@ -164,16 +165,6 @@ class RegistryWatcher:
         except Exception as error:
             _logger.exception("looking at the registry failed")
             self._on_error(f"looking at the registry failed: {error!r}")
-
-    def _wait(self, limit_s: float) -> set[str]:
-        """Names that were nudged; empty when the time has passed."""
-        try:
-            found = {self._nudges.get(timeout=max(limit_s, 0.0))}
-        except queue.Empty:
-            return set()
-        while not self._nudges.empty():
-            found.add(self._nudges.get())
-        return {name for name in found if name is not None}
 
     def _desired(self, found: MirroredModel) -> DesiredAdapter | None:
         name, aliases = found.model.name, found.model.aliases
@@ -204,7 +195,7 @@ def _canary_share(found: MirroredModel) -> float:
 
 
 def _registered(item: ModelVersion, *, withdrawn: bool) -> RegisteredVersion:
-    lasting = sorted((key, value) for key, value in item.tags.items() if not key.startswith(_SERVE_TAG_PREFIX))
+    lasting = sorted((key, value) for key, value in item.tags.items() if not key.startswith(OWN_PREFIXES))
     return RegisteredVersion(
         name=item.name,
         version=item.version,
