@@ -56,6 +56,11 @@ class RegistryEndpoint:
         return {**self.caller, "Authorization": f"Bearer {self.token}"} if self.token else dict(self.caller)
 
 
+def holds_credentials(url: str) -> bool:
+    """Whether an address has a user or password in it, which errors that name the address would tell."""
+    return "@" in url.partition("://")[2].partition("/")[0]
+
+
 @dataclass(frozen=True)
 class RegisteredModel:
     """One registered model with its aliases (alias to version number) and tags. Time is unix milliseconds."""
