@@ -89,11 +89,12 @@ def start_mlflow(
     running: ExitStack,
     app_name: str | None = None,
     environment: Mapping[str, str] | None = None,
+    port: int | None = None,
 ) -> RunningMLflow:
     """Start an MLflow server that ends with `running`; with our controller inside where `app_name` says so."""
     server = MLflowServer(
         folder=folder,
-        port=free_port(),
+        port=port or free_port(),
         s3_endpoint=s3.endpoint,
         keys=s3.server.mlflow,
         log=folder / "mlflow.log",

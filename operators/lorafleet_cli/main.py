@@ -46,6 +46,7 @@ COMMANDS = {
     "adapters": _Entry("adapters", "Show what the registry wants and what the pods serve."),
     "serve": _Entry("serve", "Run one serving pod in the foreground."),
     "controller": _Entry("controller", "Run the registry controller beside a managed MLflow."),
+    "webhooks": _Entry("webhooks", "Have a managed MLflow tell the pods of changes by its own webhooks."),
     "bench": _Entry("bench", "Measure, peers and limits in the same run."),
 }
 

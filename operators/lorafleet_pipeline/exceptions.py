@@ -22,6 +22,7 @@ PipelineError                 base: its message is one line, for a person, with 
   + PromotionError            a promotion or rollback is not possible
       + GateRefused           the version's gate did not pass
       + PromotionTimeout      not every pod took the version in time
+  + WebhookRefused            MLflow has no webhooks, or does not take one
   + StackError                the embedded stack could not be started, stopped or read
   + DemoError                 the demo could not go on; names the component
 """
@@ -115,6 +116,10 @@ class GateRefused(PromotionError):
 
 class PromotionTimeout(PromotionError):
     """Raised when not every pod took a version in time; names the pods and their reasons."""
+
+
+class WebhookRefused(PipelineError):
+    """Raised when MLflow has no webhooks or does not take one of a pod; names the server's setting."""
 
 
 class StackError(PipelineError):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lorafleet_contract.registry import RegistryClient, RegistryEndpoint
+from lorafleet_contract.registry import RegistryClient, RegistryEndpoint, holds_credentials
 from lorafleet_pipeline.exceptions import InvalidSetting
 
 STACK_ENV_FILE = "stack.env"
@@ -61,8 +61,8 @@ class PlatformSettings:
         """Read the settings. Without a registry, `mlflow_url` is empty, if that is allowed.
 
         Raises:
-            InvalidSetting: no registry is configured and no stack has been started in the home folder; or of the
-                audit log's pair of keys, one is missing.
+            InvalidSetting: no registry is configured and no stack has been started in the home folder; its address
+                holds credentials; or of the audit log's pair of keys, one is missing.
         """
         given = os.environ if environ is None else environ
         home = home or Path(given.get("LORAFLEET_HOME") or "~/.lorafleet").expanduser()
@@ -72,6 +72,11 @@ class PlatformSettings:
             raise InvalidSetting(
                 f"no registry is configured: set LORAFLEET_MLFLOW_URL, or start the embedded stack of {home} "
                 "with `lorafleet up`"
+            )
+        if holds_credentials(mlflow_url):
+            raise InvalidSetting(
+                "LORAFLEET_MLFLOW_URL holds a user or password: leave them out of it, and set MLFLOW_TRACKING_USERNAME "
+                "and MLFLOW_TRACKING_PASSWORD"
             )
         adapters_dir = values.get("LORAFLEET_ADAPTERS_DIR")
         return cls(
@@ -133,13 +138,11 @@ class PlatformSettings:
 
     def registry_endpoint(self, caller: Mapping[str, str] | None = None) -> RegistryEndpoint:
         """Where the registry is, and with which credentials `caller` asks it."""
-        # Of both, MLflow's client takes the password; two clients of one process must not be two users.
-        by_password = self.mlflow_username is not None and self.mlflow_password is not None
         return RegistryEndpoint(
             self.mlflow_url,
             username=self.mlflow_username,
             password=self.mlflow_password,
-            token=None if by_password else self.mlflow_token,
+            token=self.mlflow_token,
             caller=caller or {},
         )
 

@@ -9,6 +9,7 @@ read again from time to time.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ _OVERLAP_MS = 10_000
 is behind."""
 _FULL_LOOK_SHARE = 0.05
 """Largest share of the time that reading everything may take."""
+_JITTER = 0.2
+"""Share of the time until everything is read again by which mirrors that began together drift apart."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ class RegistryMirror:
         self._keep(found)
         self._note_newest(max((item.updated_at for item in found), default=0))
         ended = time.monotonic()
-        self._full_due = ended + max(self._full_interval_s, (ended - began) / _FULL_LOOK_SHARE)
+        pause_s = max(self._full_interval_s, (ended - began) / _FULL_LOOK_SHARE)
+        self._full_due = ended + pause_s * random.uniform(1 - _JITTER, 1 + _JITTER)
 
     def _note_newest(self, newest: int) -> None:
         # A version that is dated ahead must not hide what changes from now on.

@@ -27,6 +27,11 @@ _API = "/api/2.0/mlflow/"
 _PAGE_SIZE = 1000
 _VERSIONS_PAGE_SIZE = 200
 _CHANGES_PAGE_SIZE = 50
+_CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+_REMEDIES = {
+    401: f"; set {_CREDENTIALS}, to those of a user whom the registry knows",
+    403: f"; ask its administrator for the permission, or set {_CREDENTIALS}, to those of a user who has it",
+}
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,16 @@ class RegistryEndpoint:
     @property
     def headers(self) -> dict[str, str]:
         """Authorization header, if credentials are set, and the caller's."""
-        if self.token is not None:
-            return {**self.caller, "Authorization": f"Bearer {self.token}"}
-        if self.username is not None:
+        # Of both, MLflow's client takes the password; two clients of one process must not be two users.
+        if self.username and (self.password or not self.token):
             pair = f"{self.username}:{self.password or ''}".encode()
             return {**self.caller, "Authorization": f"Basic {base64.b64encode(pair).decode()}"}
-        return dict(self.caller)
+        return {**self.caller, "Authorization": f"Bearer {self.token}"} if self.token else dict(self.caller)
+
+
+def holds_credentials(url: str) -> bool:
+    """Whether an address has a user or password in it, which errors that name the address would tell."""
+    return "@" in url.partition("://")[2].partition("/")[0]
 
 
 @dataclass(frozen=True)
@@ -97,8 +106,7 @@ class RegistryClient:
         # Not paged in the order of change: a version that changes between two pages would be on neither.
         query = {"order_by": "name ASC", **_of_model(name)}
         found = [
-            _version(item)
-            for item in self._pages("model-versions/search", "model_versions", query, _VERSIONS_PAGE_SIZE)
+            _version(item) for item in self.pages("model-versions/search", "model_versions", query, _VERSIONS_PAGE_SIZE)
         ]
         return sorted(found, key=lambda version: version.updated_at, reverse=True)
 
@@ -108,7 +116,7 @@ class RegistryClient:
         Being made, described or moved to another stage counts as a change; a tag and an alias do not.
         """
         query = {"order_by": "last_updated_timestamp DESC", **_of_model(name)}
-        items = self._pages("model-versions/search", "model_versions", query, _CHANGES_PAGE_SIZE)
+        items = self.pages("model-versions/search", "model_versions", query, _CHANGES_PAGE_SIZE)
         return list(takewhile(lambda item: item.updated_at >= since, map(_version, items)))
 
     def get_model(self, name: str) -> RegisteredModel:
@@ -121,38 +129,38 @@ class RegistryClient:
 
     def get_version(self, name: str, version: int) -> ModelVersion:
         """One version of a registered model."""
-        answer = self._call("GET", "model-versions/get", {"name": name, "version": str(version)})
+        answer = self.call("GET", "model-versions/get", {"name": name, "version": str(version)})
         return _version(answer["model_version"])
 
     def get_artifact_address(self, name: str, version: int) -> str:
         """Address of a version's artifacts, usually `s3://...`."""
-        answer = self._call("GET", "model-versions/get-download-uri", {"name": name, "version": str(version)})
+        answer = self.call("GET", "model-versions/get-download-uri", {"name": name, "version": str(version)})
         return str(answer["artifact_uri"])
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Point an alias at a version, moving it if it points elsewhere."""
-        self._call("POST", "registered-models/alias", body={"name": name, "alias": alias, "version": str(version)})
+        self.call("POST", "registered-models/alias", body={"name": name, "alias": alias, "version": str(version)})
 
     def delete_alias(self, name: str, alias: str) -> None:
         """Remove an alias; it need not exist."""
-        self._call("DELETE", "registered-models/alias", body={"name": name, "alias": alias})
+        self.call("DELETE", "registered-models/alias", body={"name": name, "alias": alias})
 
     def set_model_tag(self, name: str, key: str, value: str) -> None:
         """Set a tag of a registered model."""
-        self._call("POST", "registered-models/set-tag", body={"name": name, "key": key, "value": value})
+        self.call("POST", "registered-models/set-tag", body={"name": name, "key": key, "value": value})
 
     def delete_model_tag(self, name: str, key: str) -> None:
         """Remove a tag of a registered model; nothing happens where it has none of that key."""
-        self._call("DELETE", "registered-models/delete-tag", body={"name": name, "key": key})
+        self.call("DELETE", "registered-models/delete-tag", body={"name": name, "key": key})
 
     def set_version_tag(self, name: str, version: int, key: str, value: str) -> None:
         """Set a tag of a version."""
         body = {"name": name, "version": str(version), "key": key, "value": value}
-        self._call("POST", "model-versions/set-tag", body=body)
+        self.call("POST", "model-versions/set-tag", body=body)
 
     def delete_version_tag(self, name: str, version: int, key: str) -> None:
         """Remove a tag of a version."""
-        self._call("DELETE", "model-versions/delete-tag", body={"name": name, "version": str(version), "key": key})
+        self.call("DELETE", "model-versions/delete-tag", body={"name": name, "version": str(version), "key": key})
 
     def transition_stage(
         self, name: str, version: int, stage: Stage, *, archive_existing: bool = False
@@ -164,26 +172,28 @@ class RegistryClient:
             "stage": stage.value,
             "archive_existing_versions": archive_existing,
         }
-        return _version(self._call("POST", "model-versions/transition-stage", body=body)["model_version"])
+        return _version(self.call("POST", "model-versions/transition-stage", body=body)["model_version"])
 
     def _models(self, query: Mapping[str, str]) -> Iterator[RegisteredModel]:
-        return (_model(item) for item in self._pages("registered-models/search", "registered_models", query))
+        return (_model(item) for item in self.pages("registered-models/search", "registered_models", query))
 
-    def _pages(self, path: str, key: str, query: Mapping[str, str], size: int = _PAGE_SIZE) -> Iterator[dict[str, Any]]:
+    def pages(self, path: str, key: str, query: Mapping[str, str], size: int = _PAGE_SIZE) -> Iterator[dict[str, Any]]:
+        """The items of a list that comes in pages, `size` of them in each."""
         token = ""
         while True:
             page = {**query, "max_results": str(size)}
             if token:
                 page["page_token"] = token
-            answer = self._call("GET", path, page)
+            answer = self.call("GET", path, page)
             yield from answer.get(key, [])
             token = answer.get("next_page_token", "")
             if not token:
                 return
 
-    def _call(
+    def call(
         self, method: str, path: str, query: Mapping[str, str] | None = None, body: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
+        """One call of the interface, by its path below `/api/2.0/mlflow/`; what it answers."""
         url = self._base + path + (f"?{urllib.parse.urlencode(query)}" if query else "")
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", **self._endpoint.headers}
@@ -216,10 +226,7 @@ def _refusal(error: urllib.error.HTTPError, call: str) -> RegistryError:
         return RegistryNotFound(message)
     if error.code in (502, 503, 504):
         return RegistryUnavailable(f"registry answered {error.code} to {call}: {message}")
-    remedy = ""
-    if error.code in (401, 403):
-        remedy = "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-    return RegistryError(f"registry refused {call} with {code}: {message}{remedy}")
+    return RegistryError(f"registry refused {call} with {code}: {message}{_REMEDIES.get(error.code, '')}")
 
 
 def _of_model(name: str | None) -> dict[str, str]:

@@ -7,6 +7,9 @@ from enum import StrEnum
 
 from lorafleet_contract.exceptions import InvalidTag
 
+OWN_PREFIXES = ("serve.", "controller.")
+"""Of the tags that the controller writes for people and for itself: a change of them gives nobody a reason to look."""
+
 
 class Tag(StrEnum):
     """Tags of a registered model or of one of its versions."""

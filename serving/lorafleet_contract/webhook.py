@@ -6,6 +6,8 @@ import base64
 import hashlib
 import hmac
 
+WEBHOOK_PATH = "/v1/registry/webhook"
+"""Where a pod takes them."""
 SIGNATURE_HEADER = "X-MLflow-Signature"
 TIMESTAMP_HEADER = "X-MLflow-Timestamp"
 DELIVERY_HEADER = "X-MLflow-Delivery-Id"

@@ -14,7 +14,13 @@ import httpx
 
 from lorafleet_contract.exceptions import InvalidManifest
 from lorafleet_contract.fleet import PodReport
-from lorafleet_contract.webhook import DELIVERY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, webhook_signature
+from lorafleet_contract.webhook import (
+    DELIVERY_HEADER,
+    SIGNATURE_HEADER,
+    TIMESTAMP_HEADER,
+    WEBHOOK_PATH,
+    webhook_signature,
+)
 from lorafleet_serving.exceptions import ServingError
 
 
@@ -167,7 +173,7 @@ class PodClient:
             TIMESTAMP_HEADER: timestamp,
             SIGNATURE_HEADER: webhook_signature(body, delivery, timestamp, secret),
         }
-        self._call("POST", "/v1/registry/webhook", body, **headers)
+        self._call("POST", WEBHOOK_PATH, body, **headers)
 
     def _is_ok(self, path: str) -> bool:
         try:

@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lorafleet_contract.registry import RegistryEndpoint
+from lorafleet_contract.registry import RegistryEndpoint, holds_credentials
 from lorafleet_serving.adapters.eviction import EvictionPolicy
 from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.exceptions import InvalidSetting
@@ -263,6 +263,11 @@ def _registry(flag: str | None, environment: Mapping[str, str]) -> RegistryEndpo
     url = flag or environment.get("LORAFLEET_MLFLOW_URL")
     if not url:
         return None
+    if holds_credentials(url):
+        raise InvalidSetting(
+            "registry_url holds a user or password: leave them out of --registry-url or LORAFLEET_MLFLOW_URL, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     return RegistryEndpoint(
         url=url,
         username=environment.get("MLFLOW_TRACKING_USERNAME"),

@@ -178,8 +178,8 @@ def test_a_registry_that_dies_in_the_middle_of_an_answer_is_unavailable() -> Non
 class _Changing(RegistryClient):
     """Changes a version of the last page as soon as the first page was read."""
 
-    def _call(self, method: str, path: str, *arguments: Any, **more: Any) -> dict[str, Any]:
-        answer = super()._call(method, path, *arguments, **more)
+    def call(self, method: str, path: str, *arguments: Any, **more: Any) -> dict[str, Any]:
+        answer = super().call(method, path, *arguments, **more)
         if path == "model-versions/search" and self.to_change is not None:
             (name, version), self.to_change = self.to_change, None
             self.set_version_tag(name, version, "touched", "yes")

@@ -141,6 +141,12 @@ def test_credentials_of_the_registry_are_read_handed_on_and_not_shown(tmp_path: 
     }
 
 
+def test_a_password_in_the_address_of_the_registry_is_refused_untold(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSetting, match="MLFLOW_TRACKING_PASSWORD") as refused:
+        PlatformSettings.load({"LORAFLEET_MLFLOW_URL": "http://ann:hidden@managed"}, home=tmp_path)
+    assert "hidden" not in str(refused.value)
+
+
 def test_credentials_of_another_registry_do_not_reach_the_embedded_one(tmp_path: Path) -> None:
     _write(tmp_path, LORAFLEET_MLFLOW_URL="http://file")
     settings = PlatformSettings.load({"MLFLOW_TRACKING_TOKEN": "of-another"}, home=tmp_path)

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import httpx
-
 from lorafleet_contract.aliases import Alias, Stage
 from lorafleet_contract.digest import CONFIG_FILE, WEIGHTS_FILE, adapter_digest, base_digest
 from lorafleet_contract.exceptions import RegistryNotFound
@@ -69,9 +67,9 @@ class Registered:
 class RegistryHand:
     """Writes to one registry and its S3."""
 
-    def __init__(self, mlflow: RunningMLflow) -> None:
+    def __init__(self, mlflow: RunningMLflow, endpoint: RegistryEndpoint | None = None) -> None:
         self.mlflow = mlflow
-        self.client = RegistryClient(RegistryEndpoint(mlflow.url))
+        self.client = RegistryClient(endpoint or RegistryEndpoint(mlflow.url))
 
     def register(self, name: str, source: AdapterSource, source_override: str | None = None) -> Registered:
         """Upload a version's artifacts and register it, without any alias; the registry may be told another place."""
@@ -97,8 +95,7 @@ class RegistryHand:
     def unregister(self, registered: Registered) -> None:
         """Delete a version from the registry."""
         body = {"name": registered.name, "version": str(registered.version)}
-        address = f"{self.mlflow.url}/api/2.0/mlflow/model-versions/delete"
-        httpx.request("DELETE", address, json=body, timeout=30, trust_env=False).raise_for_status()
+        self.client.call("DELETE", "model-versions/delete", body=body)
 
     def withdraw(self, registered: Registered) -> None:
         """Archive a version, and do what the controller does then."""
@@ -125,15 +122,10 @@ class RegistryHand:
     def create(self, name: str, address: str, tags: Mapping[str, str]) -> int:
         """Register a version whose artifacts are at an address; returns its number."""
         if not _exists(self.client, name):
-            self._post("registered-models/create", {"name": name})
+            self.client.call("POST", "registered-models/create", body={"name": name})
         pairs = [{"key": key, "value": value} for key, value in tags.items()]
         body = {"name": name, "source": address, "tags": pairs}
-        return int(self._post("model-versions/create", body)["model_version"]["version"])
-
-    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        response = httpx.post(f"{self.mlflow.url}/api/2.0/mlflow/{path}", json=body, timeout=30, trust_env=False)
-        response.raise_for_status()
-        return dict(response.json())
+        return int(self.client.call("POST", "model-versions/create", body=body)["model_version"]["version"])
 
 
 def with_report(source: AdapterSource, **fields: object) -> AdapterSource:

@@ -33,6 +33,12 @@ def test_flags_win_over_variables_and_those_over_defaults(model: Path, tmp_path:
     assert (config.base_id, config.registry) == ("base", None)
 
 
+def test_a_password_in_the_address_of_the_registry_is_refused_untold(model: Path) -> None:
+    with pytest.raises(InvalidSetting, match="MLFLOW_TRACKING_PASSWORD") as refused:
+        read_config(["--model", str(model), "--registry-url", "http://ann:hidden@registry:5000/"], {})
+    assert "hidden" not in str(refused.value)
+
+
 def test_secrets_come_from_variables_and_do_not_print(model: Path) -> None:
     environment = {
         "LORAFLEET_MLFLOW_URL": "http://registry:5000",

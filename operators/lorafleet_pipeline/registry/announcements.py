@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lorafleet_contract.aliases import Stage
+from lorafleet_contract.tags import OWN_PREFIXES
 from lorafleet_pipeline.registry.actor import AGENT_HEADER, CONTROLLER_AGENT, How, actor_of
 from lorafleet_pipeline.registry.change import AliasChange, Change, StageChange, VersionDeletion
 
-_OWN_TAGS = ("serve.", "controller.")
 _STAGES = {stage.value.lower(): stage for stage in Stage}
 
 
@@ -47,7 +47,7 @@ def announcement_of(call: RegistryCall) -> Announcement | None:
     name = call.body.get("name")
     if read is None or not isinstance(name, str) or call.headers.get(AGENT_HEADER.lower()) == CONTROLLER_AGENT:
         return None
-    if str(call.body.get("key", "")).startswith(_OWN_TAGS):
+    if str(call.body.get("key", "")).startswith(OWN_PREFIXES):
         return None
     try:
         return Announcement(name, read(call))

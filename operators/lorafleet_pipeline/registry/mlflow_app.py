@@ -4,8 +4,8 @@ MLflow fires no webhook on a stage change, so each registry write that succeeded
 controller from here. With several workers only one runs the controller; it hears of the others' changes
 by looking, a few seconds later.
 
-Nor does the app have a sign-in: whoever reaches the port may use it, but not for the folders of its machine. See
-`artifact_locations`.
+Where a variable `MLFLOW_AUTH_...` is set, MLflow's sign-in stands before all of it: see `sign_in`. Else whoever reaches
+the port may use it, but not for the folders of its machine: see `artifact_locations`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Response, g, request
 
-from lorafleet_pipeline.exceptions import InvalidSetting
+from lorafleet_pipeline.registry.actor import AGENT_HEADER, CONTROLLER_AGENT
 from lorafleet_pipeline.registry.announcements import RegistryCall, announcement_of, is_ordered
 from lorafleet_pipeline.registry.artifact_locations import refuse_local_locations
 from lorafleet_pipeline.registry.controller import Controller
+from lorafleet_pipeline.registry.sign_in import is_wanted, signed_in_user, with_sign_in
 from lorafleet_pipeline.settings import PlatformSettings
 
 if TYPE_CHECKING:
@@ -32,31 +33,31 @@ _logger = logging.getLogger(__name__)
 
 _INTERVAL_S = 5.0
 _ASSISTANT = "/mlflow/assistant"
-_AUTH_VARIABLE = "MLFLOW_AUTH_CONFIG_PATH"
 
 
 def create_app() -> Any:
     """Make the server's app and start the controller. MLflow calls this once in each worker.
 
     Raises:
-        InvalidSetting: a setting is missing, or sign-in is configured, which this app does not offer.
+        InvalidSetting: a setting is missing, or one that sign-in needs.
     """
-    if os.environ.get(_AUTH_VARIABLE):
-        # Going on would leave a server open that its owner believes closed.
-        raise InvalidSetting(
-            f"{_AUTH_VARIABLE} is set, and the app `lorafleet` has no sign-in: run `mlflow server --app-name "
-            "basic-auth` with `lorafleet controller` beside it"
-        )
     from mlflow.environment_variables import _MLFLOW_SGI_NAME
     from mlflow.server import app
     from mlflow.server.fastapi_app import create_fastapi_app
 
     _log_to_stderr()
+    settings = PlatformSettings.load()
     refuse_local_locations()
-    controller = Controller(PlatformSettings.load(), interval_s=_INTERVAL_S, announced=True)
-    announce_writes(app, controller)
+    signs_in = is_wanted(os.environ)
+    if signs_in:
+        # Before anything of ours: a call that MLflow refuses is then none to announce.
+        served = with_sign_in(app, settings)
+    else:
+        served = create_fastapi_app(app) if _MLFLOW_SGI_NAME.get() == "uvicorn" else app
+    controller = Controller(settings, interval_s=_INTERVAL_S, announced=True)
+    announce_writes(app, controller, settings.mlflow_username if signs_in else None)
     threading.Thread(target=_run, args=(controller,), name="lorafleet-controller", daemon=True).start()
-    return without_assistant(create_fastapi_app(app)) if _MLFLOW_SGI_NAME.get() == "uvicorn" else app
+    return served if served is app else without_assistant(served)
 
 
 def without_assistant(app: FastAPI) -> FastAPI:
@@ -65,8 +66,11 @@ def without_assistant(app: FastAPI) -> FastAPI:
     return app
 
 
-def announce_writes(app: Flask, controller: Controller) -> None:
-    """Announce each registry write of a Flask app, in the order in which they were made."""
+def announce_writes(app: Flask, controller: Controller, controller_user: str | None = None) -> None:
+    """Announce each registry write of a Flask app, in the order in which they were made.
+
+    Where users sign in, `controller_user` is the one whose calls may be the controller's own.
+    """
     turn = threading.Lock()
 
     def take_turn() -> None:
@@ -79,7 +83,11 @@ def announce_writes(app: Flask, controller: Controller) -> None:
 
     def announce(response: Response) -> Response:
         try:
-            found = announcement_of(_call()) if response.status_code == 200 and request.method != "GET" else None
+            found = (
+                announcement_of(_call(controller_user))
+                if response.status_code == 200 and request.method != "GET"
+                else None
+            )
             if found is not None:
                 controller.announce(found.name, found.change)
         except Exception:  # The write is done; a fault of ours must not turn its answer into an error.
@@ -106,10 +114,15 @@ def _log_to_stderr() -> None:
     logger.propagate = False
 
 
-def _call() -> RegistryCall:
+def _call(controller_user: str | None) -> RegistryCall:
     body = request.get_json(silent=True, force=True)
-    user = request.authorization.username if request.authorization else None
+    named = request.authorization.username if request.authorization else None
+    user = signed_in_user() or named
     headers = {name.lower(): value for name, value in request.headers.items()}
+    is_own = headers.get(AGENT_HEADER.lower()) == CONTROLLER_AGENT
+    if is_own and controller_user is not None and user != controller_user:
+        # No change of anybody else goes unannounced, whatever agent it names.
+        headers.pop(AGENT_HEADER.lower(), None)
     fields = body if isinstance(body, dict) else request.args.to_dict()
     return RegistryCall(request.method, request.path, fields, headers, user, time.time())
 

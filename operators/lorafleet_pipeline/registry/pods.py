@@ -1,7 +1,8 @@
 """The pods that the controller knows: nudges to them, and what they report.
 
 Each pod is watched by a thread of its own, so that one that hangs delays nobody else. After a nudge the
-thread asks often, then less and less often.
+thread asks often, then less and less often. All of them together ask so often and no oftener: many pods are each
+asked less.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
+from lorafleet_pipeline.registry.herald import Herald
 from lorafleet_pipeline.registry.readiness import PodState
 from lorafleet_pipeline.settings import PlatformSettings
 from lorafleet_serving.client import PodClient, PodError, PodUnreachable
@@ -21,6 +22,9 @@ _TIMEOUT_S = 2.0
 _FIRST_INTERVAL_S = 0.03
 _INTERVAL_GROWTH = 1.25
 _LAST_INTERVAL_S = 2.0
+_MAX_ASKS_PER_S = 100
+"""Reports that are asked for in a second, of all pods together, while they are asked most often: the controller may
+share its process with MLflow, whose answers the pods wait for just then."""
 
 OnChange = Callable[[set[str] | None], None]
 """Told the adapters whose part of a report changed; None for all of them."""
@@ -29,13 +33,13 @@ OnChange = Callable[[set[str] | None], None]
 class PodWatch:
     """Keeps the last report of one pod."""
 
-    def __init__(self, client: PodClient, on_change: OnChange) -> None:
+    def __init__(self, client: PodClient, on_change: OnChange, first_interval_s: float = _FIRST_INTERVAL_S) -> None:
         self.state = PodState(client.url)
         self._client = client
         self._on_change = on_change
-        self._interval_s = _FIRST_INTERVAL_S
+        self._first_interval_s = self._interval_s = first_interval_s
         self._wake = threading.Event()
-        self._stopped = False
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"pod-watch {client.url}", daemon=True)
 
     def start(self) -> None:
@@ -44,7 +48,7 @@ class PodWatch:
 
     def stop(self) -> None:
         """End after the question that is under way."""
-        self._stopped = True
+        self._stopped.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -52,7 +56,7 @@ class PodWatch:
 
     def hurry(self) -> None:
         """Ask at once, and often for a while."""
-        self._interval_s = _FIRST_INTERVAL_S
+        self._interval_s = self._first_interval_s
         self._wake.set()
 
     def ask(self) -> None:
@@ -67,27 +71,30 @@ class PodWatch:
             self._on_change(changed)
 
     def _run(self) -> None:
-        while not self._stopped:
+        while not self._stopped.is_set():
             try:
                 self.ask()
             except Exception as error:
                 # A watch that ends would freeze `live` for good, and an old report is no word on what is served now.
                 _logger.exception("watching pod %s failed", self.state.url)
                 self.state = PodState(self.state.url, self.state.report, f"its report cannot be read: {error!r}")
-            self._wake.wait(self._interval_s)
+            # However often it is hurried.
+            self._stopped.wait(self._first_interval_s)
+            self._wake.wait(self._interval_s - self._first_interval_s)
             self._wake.clear()
-            self._interval_s = min(self._interval_s * _INTERVAL_GROWTH, _LAST_INTERVAL_S)
+            last_interval_s = max(self._first_interval_s, _LAST_INTERVAL_S)
+            self._interval_s = min(self._interval_s * _INTERVAL_GROWTH, last_interval_s)
 
 
 class Pods:
     """All pods of the deployment."""
 
     def __init__(self, settings: PlatformSettings, on_change: OnChange) -> None:
-        self._secret = settings.webhook_secret
-        self._watches = [PodWatch(_client(url, settings), on_change) for url in settings.pods]
-        self._heralds = [_client(url, settings) for url in settings.pods]
-        self._threads = ThreadPoolExecutor(2 * len(self._watches) or 1, thread_name_prefix="pod-nudge")
-        self._stopped = False
+        first_s = max(_FIRST_INTERVAL_S, len(settings.pods) / _MAX_ASKS_PER_S)
+        self._watches = [PodWatch(_client(url, settings), on_change, first_s) for url in settings.pods]
+        self._heralds = [
+            Herald(_client(watch.state.url, settings), settings.webhook_secret, watch.hurry) for watch in self._watches
+        ]
 
     @property
     def states(self) -> Sequence[PodState]:
@@ -101,12 +108,10 @@ class Pods:
 
     def stop(self) -> None:
         """Stop watching."""
-        self._stopped = True
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        for herald in self._heralds:
+            herald.stop()
         for watch in self._watches:
             watch.stop()
-        for client in self._heralds:
-            client.close()
 
     def ask(self) -> None:
         """Ask every pod once, in this thread."""
@@ -115,17 +120,8 @@ class Pods:
 
     def nudge(self, name: str) -> None:
         """Tell every pod to look at one adapter; does not wait, and a pod that misses it polls anyway."""
-        for watch, client in zip(self._watches, self._heralds, strict=True):
-            if self._stopped:
-                return
-            self._threads.submit(self._deliver, watch, client, name)
-
-    def _deliver(self, watch: PodWatch, client: PodClient, name: str) -> None:
-        try:
-            client.nudge(name, self._secret)
-        except (PodError, PodUnreachable) as error:
-            _logger.warning("a change of %s could not be told: %s", name, error)
-        watch.hurry()
+        for herald in self._heralds:
+            herald.tell(name)
 
 
 def _client(url: str, settings: PlatformSettings) -> PodClient:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import queue
 import random
 import threading
 import time
@@ -21,13 +20,13 @@ from lorafleet_contract.exceptions import ContractError, InvalidName, InvalidTag
 from lorafleet_contract.mirror import FULL_LOOK_EVERY, MirroredModel, RegistryMirror
 from lorafleet_contract.names import check_adapter_name
 from lorafleet_contract.registry import ModelVersion, RegistryClient
-from lorafleet_contract.tags import Tag, canary_share
+from lorafleet_contract.tags import OWN_PREFIXES, Tag, canary_share
+from lorafleet_serving.adapters.nudges import Nudges
 
 _logger = logging.getLogger(__name__)
 
 _JITTER = 0.2
 """Share of the interval by which looks of many pods drift apart."""
-_SERVE_TAG_PREFIX = "serve."
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,6 @@ class DesiredAdapter:
 
 
 @dataclass(frozen=True)
-class _Nudge:
-    name: str
-    received_at: float
-
-
-@dataclass(frozen=True)
 class RegistryLook:
     """What one look at the registry saw."""
 
@@ -111,7 +104,7 @@ class RegistryWatcher:
         self._interval_s = interval_s
         self._on_look = on_look
         self._on_error = on_error
-        self._nudges: queue.SimpleQueue[_Nudge | None] = queue.SimpleQueue()
+        self._nudges = Nudges()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="registry-watcher", daemon=True)
 
@@ -122,11 +115,11 @@ class RegistryWatcher:
     def stop(self) -> None:
         """End after the look that is under way; does not wait for it."""
         self._stopped = True
-        self._nudges.put(None)
+        self._nudges.close()
 
     def nudge(self, name: str) -> None:
-        """Look at one name at once."""
-        self._nudges.put(_Nudge(name, time.time()))
+        """Look at one name at once, or, where it is told too often, as soon as `Nudges` allows."""
+        self._nudges.put(name)
 
     def look(self) -> RegistryLook:
         """Read the state of every adapter of this base.
@@ -166,8 +159,10 @@ class RegistryWatcher:
                 self._try(self.look)
                 # From the end of a look: a slow registry is not asked without pause.
                 due = time.monotonic() + self._interval_s * random.uniform(1 - _JITTER, 1 + _JITTER)
-            for name, noticed_at in sorted(self._wait(due - time.monotonic()).items()):
-                self._try(partial(self.look_at, name), noticed_at)
+            # One at a time: however many names are told, the look at everything keeps its hour.
+            nudge = self._nudges.take(due - time.monotonic())
+            if nudge is not None:
+                self._try(partial(self.look_at, nudge.name), nudge.received_at)
 
     def _try(self, look: Callable[[], RegistryLook], noticed_at: float | None = None) -> None:
         noticed_at = time.time() if noticed_at is None else noticed_at
@@ -178,17 +173,6 @@ class RegistryWatcher:
         except Exception as error:
             _logger.exception("looking at the registry failed")
             self._on_error(f"looking at the registry failed: {error!r}")
-
-    def _wait(self, limit_s: float) -> dict[str, float]:
-        """Names that were nudged, and when they first were; empty when the time has passed."""
-        try:
-            nudges = [self._nudges.get(timeout=max(limit_s, 0.0))]
-        except queue.Empty:
-            return {}
-        while not self._nudges.empty():
-            nudges.append(self._nudges.get())
-        # The first nudge of a name is the last to be put down.
-        return {nudge.name: nudge.received_at for nudge in reversed(nudges) if nudge is not None}
 
     def _desired(self, found: MirroredModel) -> DesiredAdapter | None:
         name, aliases = found.model.name, found.model.aliases
@@ -219,7 +203,7 @@ def _canary_share(found: MirroredModel) -> float:
 
 
 def _registered(item: ModelVersion, *, withdrawn: bool) -> RegisteredVersion:
-    lasting = sorted((key, value) for key, value in item.tags.items() if not key.startswith(_SERVE_TAG_PREFIX))
+    lasting = sorted((key, value) for key, value in item.tags.items() if not key.startswith(OWN_PREFIXES))
     return RegisteredVersion(
         name=item.name,
         version=item.version,

@@ -12,7 +12,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import Field
 
-from lorafleet_contract.webhook import DELIVERY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, webhook_signature
+from lorafleet_contract.tags import OWN_PREFIXES
+from lorafleet_contract.webhook import (
+    DELIVERY_HEADER,
+    SIGNATURE_HEADER,
+    TIMESTAMP_HEADER,
+    WEBHOOK_PATH,
+    webhook_signature,
+)
 from lorafleet_serving.adapters.administration import AdminAction
 from lorafleet_serving.adapters.catalog import CatalogVersion
 from lorafleet_serving.api.asker import Asker
@@ -27,6 +34,8 @@ _MAX_CHARACTERS = 200
 """Of what names an adapter; the audit log repeats it."""
 _WINDOW_S = 300
 _MAX_REMEMBERED = 10_000
+_ENTITIES = ("registered_model", "model_version", "model_version_tag", "model_version_alias")
+"""Of MLflow's webhooks, those that a pod follows."""
 
 
 class AdapterChoice(RequestBody):
@@ -45,7 +54,7 @@ class AdminRoutes:
         self.router = APIRouter(tags=["admin"])
         self.router.add_api_route("/v1/adapters", self.adapters, methods=["GET"])
         self.router.add_api_route("/v1/adapters/{action}", self.act, methods=["POST"])
-        self.router.add_api_route("/v1/registry/webhook", self.webhook, methods=["POST"])
+        self.router.add_api_route(WEBHOOK_PATH, self.webhook, methods=["POST"])
 
     async def adapters(self, request: Request) -> dict[str, Any]:
         """Every adapter with its versions, states and tiers."""
@@ -92,6 +101,8 @@ class AdminRoutes:
         name = _changed_name(body)
         if not self._deliveries.is_new(delivery):
             return {"status": "seen before"}
+        if name is None:
+            return {"status": "ignored"}
         self._pod.nudge(name)
         return {"status": "accepted"}
 
@@ -130,11 +141,17 @@ def check_signature(body: bytes, delivery: str, timestamp: str, signature: str, 
         raise Unauthorized(f"the webhook's time is {timestamp!r}, more than {_WINDOW_S} s away: check the clocks")
 
 
-def _changed_name(body: bytes) -> str:
+def _changed_name(body: bytes) -> str | None:
+    """The model that a delivery is about; None where a pod need not look, as at what is no model."""
     try:
-        name = json.loads(body)["data"]["name"]
-    except (ValueError, KeyError, TypeError) as error:
+        told = json.loads(body)
+        # MLflow may be told to send everything that it has, and tests a webhook by whatever comes first.
+        if told.get("entity", _ENTITIES[0]) not in _ENTITIES:
+            return None
+        name, key = told["data"]["name"], told["data"].get("key")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidRequest("the body has no data.name: send MLflow's webhook format", field="data.name") from error
     if not isinstance(name, str):
         raise InvalidRequest(f"data.name is {name!r}, it must be a string", field="data.name")
-    return name
+    # The controller writes some at each promotion, and every pod would look at the adapter for each.
+    return None if str(key).startswith(OWN_PREFIXES) else name

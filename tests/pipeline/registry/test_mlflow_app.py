@@ -14,10 +14,9 @@ from flask import Flask
 from werkzeug.serving import make_server
 
 from lorafleet_contract.tags import Tag
-from lorafleet_pipeline.exceptions import InvalidSetting
 from lorafleet_pipeline.registry.actor import Actor, How, registry_as
 from lorafleet_pipeline.registry.audit import AuditEntry
-from lorafleet_pipeline.registry.mlflow_app import announce_writes, create_app
+from lorafleet_pipeline.registry.mlflow_app import announce_writes
 from tests.pipeline.registry.fake_pod import BASE_DIGEST
 from tests.pipeline.registry.fleet import Fleet, eventually
 
@@ -251,9 +250,3 @@ class _Server:
         self._thread.join()
         # Not its threads: the one of the stalled caller waits for a body that never comes.
         self._server.socket.close()
-
-
-def test_sign_in_that_the_app_does_not_offer_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", "/etc/mlflow/auth.ini")
-    with pytest.raises(InvalidSetting, match=r"MLFLOW_AUTH_CONFIG_PATH.*--app-name basic-auth.*lorafleet controller"):
-        create_app()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from mlflow import MlflowClient
 
 from lorafleet_contract.aliases import Alias, Stage
-from lorafleet_contract.registry import ModelVersion, RegistryClient, RegistryEndpoint
+from lorafleet_contract.registry import ModelVersion, RegisteredModel, RegistryClient, RegistryEndpoint
 from lorafleet_contract.tags import Tag
+from lorafleet_serving.adapters.nudges import BURST, PAUSE_S
 from lorafleet_serving.adapters.watcher import DesiredAdapter, RegistryLook, RegistryWatcher
 from tests.services import RunningMLflow
 
@@ -66,10 +70,10 @@ def shelf(mlflow_server: RunningMLflow) -> Shelf:
 
 
 @contextmanager
-def running(watcher: RegistryWatcher) -> Iterator[None]:
+def running(watcher: RegistryWatcher) -> Iterator[RegistryWatcher]:
     watcher.start()
     try:
-        yield
+        yield watcher
     finally:
         watcher.stop()
 
@@ -171,3 +175,81 @@ def test_a_registry_that_is_away_is_told_and_looked_for_again() -> None:
             error = looks.get(timeout=WAIT_S)
             assert isinstance(error, str)
             assert "http://127.0.0.1:9" in error
+
+
+class OneModel(RegistryClient):
+    """Has no eyes for other models, which other tests make; counts its calls."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        super().__init__(RegistryEndpoint(shelf.client._endpoint.url))
+        self.name = shelf.name
+        self.calls: SimpleQueue[str] = SimpleQueue()
+
+    def call(self, method: str, path: str, *arguments: Any, **more: Any) -> dict[str, Any]:
+        self.calls.put(path)
+        return super().call(method, path, *arguments, **more)
+
+    def search_models(self) -> list[RegisteredModel]:
+        return [self.get_model(self.name)]
+
+    def search_versions(self, name: str | None = None) -> list[ModelVersion]:
+        return super().search_versions(name or self.name)
+
+    def search_changed_versions(self, since: int, name: str | None = None) -> list[ModelVersion]:
+        return super().search_changed_versions(since, name or self.name)
+
+
+def _wanted(shelf: Shelf, look: RegistryLook | str) -> dict[int, tuple[str, ...]]:
+    assert isinstance(look, RegistryLook), look
+    return shelf.seen(look).wanted()
+
+
+def test_a_nudge_to_fifty_pods_is_fifty_looks_at_the_one_name(shelf: Shelf) -> None:
+    old, new = shelf.add(), shelf.add()
+    shelf.point(Alias.CHAMPION, old)
+    client = OneModel(shelf)
+    with ExitStack() as stack:
+        watchers = [make_watcher(client, shelf.looks) for _ in range(50)]
+        for watcher in watchers:
+            stack.enter_context(running(watcher))
+        first = [shelf.looks.get(timeout=WAIT_S) for _ in watchers]
+        assert {look.name for look in first if isinstance(look, RegistryLook)} == {None}
+        shelf.point(Alias.CHAMPION, new)
+        while not client.calls.empty():
+            client.calls.get()
+        for watcher in watchers:
+            watcher.nudge(shelf.name)
+        looks = [shelf.looks.get(timeout=WAIT_S) for _ in watchers]
+    assert all(isinstance(look, RegistryLook) and look.name == shelf.name for look in looks)
+    assert all(_wanted(shelf, look) == {new: ("champion",)} for look in looks)
+    calls = [client.calls.get() for _ in range(client.calls.qsize())]
+    # The model, and the versions that its alias came from and went to: nothing that grows with the registry.
+    assert (calls.count("registered-models/search"), calls.count("model-versions/get")) == (50, 100)
+    assert len(calls) == 150
+
+
+def test_a_thousand_nudges_for_one_name_are_few_looks_and_the_last_change_is_seen(shelf: Shelf) -> None:
+    version = shelf.add()
+    with running(make_watcher(OneModel(shelf), shelf.looks)) as watcher:
+        shelf.looks.get(timeout=WAIT_S)
+        began, pace = time.monotonic(), threading.Event()
+        for _ in range(999):
+            watcher.nudge(shelf.name)
+            pace.wait(0.001)
+        shelf.point(Alias.CHAMPION, version)
+        watcher.nudge(shelf.name)
+        num_looks = 1
+        while not _wanted(shelf, shelf.looks.get(timeout=WAIT_S)):
+            num_looks += 1
+    assert num_looks <= BURST + (time.monotonic() - began) / PAUSE_S + 1
+
+
+def test_names_without_end_do_not_keep_a_pod_from_looking_at_everything(shelf: Shelf) -> None:
+    shelf.add()
+    with running(make_watcher(OneModel(shelf), shelf.looks, interval_s=0.1)) as watcher:
+        for number in range(3000):
+            watcher.nudge(f"{shelf.name}-{number}")
+        looks = [shelf.looks.get(timeout=WAIT_S)]
+        while sum(isinstance(look, RegistryLook) and look.name is None for look in looks) < 3:
+            looks.append(shelf.looks.get(timeout=WAIT_S))
+    assert len(looks) < 3000
