@@ -62,7 +62,7 @@ class Asker:
     def __init__(self, pod: Pod, metrics: PodMetrics) -> None:
         self.pod = pod
         self._metrics = metrics
-        self.callers = Callers(pod.key_file, pod.config.admin_token)
+        self.callers = Callers(pod.key_file, pod.config.admin_token, pod.config.base_id)
 
     def is_admin(self, request: Request) -> bool:
         """Whether the request carries the admin token."""
