@@ -95,11 +95,17 @@ class Following:
         """Why the registry could not be read when that was last tried."""
         self.synced_at: float | None = None
         """Unix time of the last complete look."""
+        self._looked_at = time.monotonic()
 
     @property
     def is_settled(self) -> bool:
         """Whether every wanted version has come to a first result, and it is known what is wanted."""
         return self._knows_anything and self._rollout.is_settled
+
+    @property
+    def lag_s(self) -> float:
+        """Seconds since the last complete look, or from the start on where there was none yet."""
+        return time.monotonic() - self._looked_at
 
     def start(self) -> None:
         """Begin to look."""
@@ -127,6 +133,7 @@ class Following:
         if look.name is None:
             self._knows_anything = True
             self.synced_at = time.time()
+            self._looked_at = time.monotonic()
             self.error = None
         if self.synced_at is not None:
             self._snapshot.save(self._catalog)

@@ -125,15 +125,15 @@ def _fleet(
         pod = start_fleet_pod(folder / "pod-fleet", model, registry, running, names[-1:], *flags)
         throughput = {}
         for name, asked in (("few", names[: plan.fleet_device]), ("all", names)):
-            misses = pod.metric("lorafleet_host_tier_misses_total")
+            misses = pod.metric("lorafleet_tier_misses_total", tier="host")
             timings = asyncio.run(_closed_loop(pod.url, asked, FLEET_ZIPF, plan.seconds))
             throughput[name] = timings.summary()["tokens_per_s"]
             report(f"{name} of {len(names)} adapters: {timings.told()}")
             results[f"fleet.{name}.tokens_per_s"] = throughput[name]
             results[f"fleet.{name}.errors"] = float(len(timings.errors))
-            results[f"fleet.{name}.misses"] = pod.metric("lorafleet_host_tier_misses_total") - misses
+            results[f"fleet.{name}.misses"] = pod.metric("lorafleet_tier_misses_total", tier="host") - misses
         results["fleet.ratio"] = throughput["all"] / throughput["few"]
-        results["fleet.host_bytes"] = pod.metric("lorafleet_host_tier_bytes")
+        results["fleet.host_bytes"] = pod.metric("lorafleet_tier_bytes", tier="host")
         results["fleet.host_budget_bytes"] = float(plan.fleet_host * size)
         results["fleet.engine_rss_bytes"] = _rss(pod.child_pids()["engine"])
     return results

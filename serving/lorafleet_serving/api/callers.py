@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from glob import escape
 
@@ -94,19 +95,22 @@ class Callers:
 class KeyGuard:
     """Turns away every POST without a key before its body is read, and tells each key what it may still have.
 
-    What is only looked at stays open.
+    What is only looked at stays open. `on_refusal` is told of those who are turned away.
     """
 
-    def __init__(self, app: ASGIApp, callers: Callers) -> None:
+    def __init__(self, app: ASGIApp, callers: Callers, on_refusal: Callable[[str], None]) -> None:
         self._app = app
         self._callers = callers
+        self._on_refusal = on_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] != _SIGNED_PATH:
             try:
                 quota = self._callers.quota(Headers(scope=scope))
             except Unauthorized as error:
-                await error_response(scope["path"], error)(scope, receive, send)
+                response = error_response(scope["path"], error)
+                self._on_refusal(response.reason)
+                await response(scope, receive, send)
                 return
             send = send if quota is None else sends_rates(quota, send)
         await self._app(scope, receive, send)
