@@ -23,6 +23,7 @@ from lorafleet_serving.adapters.shadow_traffic import ShadowTraffic
 from lorafleet_serving.adapters.smoke import SmokeTest
 from lorafleet_serving.adapters.snapshot import CatalogSnapshot
 from lorafleet_serving.adapters.trial import Trial
+from lorafleet_serving.adapters.trial_memory import TrialMemory, trial_conditions
 from lorafleet_serving.adapters.watcher import RegistryLook, RegistryWatcher
 from lorafleet_serving.config import PodConfig
 from lorafleet_serving.engine.handle import EngineHandle
@@ -69,11 +70,12 @@ class Following:
             idle_limit_s=config.merged_idle_s,
         )
         smoke = SmokeTest(parts.engine, tokenizer, config.smoke_tokens)
+        memory = TrialMemory(config.fetcher.cache_dir, trial_conditions(config, base_digest))
         self._rollout = Rollout(
             parts.catalog,
             artifacts,
             self.residency,
-            Trial(parts.engine, parts.host, smoke),
+            Trial(parts.engine, parts.host, smoke, memory),
             refusal_recheck_s=config.refusal_recheck_s,
             canary_window_s=config.canary_window_s,
         )
