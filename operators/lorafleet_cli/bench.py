@@ -76,14 +76,15 @@ def serving(
 def cache(
     model: Annotated[str, typer.Option(help="Base model: a folder or a hub id")] = DEFAULT_BASE_MODEL,
     seconds: Annotated[float, typer.Option(min=1, help="Length of each load")] = 300,
-    seeds: Annotated[int, typer.Option(min=1, help="Loads of each kind")] = 3,
+    seeds: Annotated[int, typer.Option(min=0, help="Loads of each kind; 0 leaves them out")] = 3,
+    cold: Annotated[int, typer.Option(min=0, help="Large adapters that come under load; 0 leaves them out")] = 3,
     fleet: Annotated[int, typer.Option(min=0, help="Adapters beyond what the tiers hold; 0 leaves them out")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
 ) -> None:
     """Times to the first token where adapters do not all fit on the device, against the case in which they do."""
     notes = Console(stderr=True)
     benchmark = _benchmark("cache")
-    plan = benchmark.CachePlan(seconds=seconds, seeds=seeds, fleet=fleet)
+    plan = benchmark.CachePlan(seconds=seconds, seeds=seeds, cold=cold, fleet=fleet)
     _show("cache", benchmark.measure(resolve_base_model(model), plan, notes.print), as_json=as_json)
 
 

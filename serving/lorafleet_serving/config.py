@@ -95,6 +95,8 @@ class PodConfig:
     """How far back answers are compared while a canary is on."""
     merged_idle_s: float = 600.0
     """How long a merged adapter is held after the last request for it."""
+    metric_adapters: int = 100
+    """Adapters that have metrics of their own, the busiest; those of all others are summed up."""
     admin_token: str | None = field(default=None, repr=False)
     webhook_secret: str | None = field(default=None, repr=False)
 
@@ -115,6 +117,7 @@ class PodConfig:
         _check("room_limit_s", self.room_limit_s, self.room_limit_s >= 0, "at least 0")
         _check("canary_window_s", self.canary_window_s, 1 <= self.canary_window_s <= 86400, "between 1 and 86400")
         _check("merged_idle_s", self.merged_idle_s, self.merged_idle_s > 0, "above 0")
+        _check("metric_adapters", self.metric_adapters, 1 <= self.metric_adapters <= 10_000, "between 1 and 10000")
         if self.registry is not None:
             _check("registry_url", self.registry.url, _is_url(self.registry.url), "an http:// or https:// address")
             if not self.fetcher.gate_key:
@@ -181,6 +184,7 @@ _SETTINGS = (
     _Setting(PodConfig, "room_limit_s", float, "seconds that an adapter waits for room in the host tier"),
     _Setting(PodConfig, "canary_window_s", float, "seconds over which a canary's answers are compared"),
     _Setting(PodConfig, "merged_idle_s", float, "seconds that a merged adapter is held unused"),
+    _Setting(PodConfig, "metric_adapters", int, "adapters with metrics of their own, the busiest"),
     _Setting(FetcherConfig, "cache_dir", Path, "folder of the disk tier"),
     _Setting(FetcherConfig, "s3_endpoint", str, "address of the S3 service; AWS unless set"),
     _Setting(FetcherConfig, "s3_buckets", _names, "buckets that adapters are read from, with commas; unset is any"),

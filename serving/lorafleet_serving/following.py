@@ -23,6 +23,7 @@ from lorafleet_serving.adapters.shadow_traffic import ShadowTraffic
 from lorafleet_serving.adapters.smoke import SmokeTest
 from lorafleet_serving.adapters.snapshot import CatalogSnapshot
 from lorafleet_serving.adapters.trial import Trial
+from lorafleet_serving.adapters.trial_memory import TrialMemory, trial_conditions
 from lorafleet_serving.adapters.watcher import RegistryLook, RegistryWatcher
 from lorafleet_serving.config import PodConfig
 from lorafleet_serving.engine.handle import EngineHandle
@@ -69,11 +70,12 @@ class Following:
             idle_limit_s=config.merged_idle_s,
         )
         smoke = SmokeTest(parts.engine, tokenizer, config.smoke_tokens)
+        memory = TrialMemory(config.fetcher.cache_dir, trial_conditions(config, base_digest))
         self._rollout = Rollout(
             parts.catalog,
             artifacts,
             self.residency,
-            Trial(parts.engine, parts.host, smoke),
+            Trial(parts.engine, parts.host, smoke, memory),
             refusal_recheck_s=config.refusal_recheck_s,
             canary_window_s=config.canary_window_s,
         )
@@ -95,11 +97,17 @@ class Following:
         """Why the registry could not be read when that was last tried."""
         self.synced_at: float | None = None
         """Unix time of the last complete look."""
+        self._looked_at = time.monotonic()
 
     @property
     def is_settled(self) -> bool:
         """Whether every wanted version has come to a first result, and it is known what is wanted."""
         return self._knows_anything and self._rollout.is_settled
+
+    @property
+    def lag_s(self) -> float:
+        """Seconds since the last complete look, or from the start on where there was none yet."""
+        return time.monotonic() - self._looked_at
 
     def start(self) -> None:
         """Begin to look."""
@@ -127,6 +135,7 @@ class Following:
         if look.name is None:
             self._knows_anything = True
             self.synced_at = time.time()
+            self._looked_at = time.monotonic()
             self.error = None
         if self.synced_at is not None:
             self._snapshot.save(self._catalog)

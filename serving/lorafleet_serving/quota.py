@@ -11,11 +11,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from lorafleet_serving.api_keys import ApiKey
 from lorafleet_serving.exceptions import QuotaExceeded
 
 _MINUTE_S = 60.0
+
+
+class Allowance(NamedTuple):
+    """What is left of a minute's."""
+
+    per_minute: int
+    left: int
+    """0 where more was had than there was."""
+    full_in_s: float
 
 
 class Bucket:
@@ -26,6 +36,13 @@ class Bucket:
         self._clock = clock
         self._left = float(per_minute)
         self._filled_at = clock()
+
+    @property
+    def allowance(self) -> Allowance:
+        """What may be taken now."""
+        self._fill()
+        full_in_s = (self.per_minute - self._left) * _MINUTE_S / self.per_minute
+        return Allowance(self.per_minute, max(math.floor(self._left), 0), full_in_s)
 
     def resize(self, per_minute: int) -> None:
         """Allow so many from now on."""
@@ -87,14 +104,25 @@ class Quota:
         self._requests = self._resized(self._requests, key.requests_per_minute)
         self._tokens = self._resized(self._tokens, key.tokens_per_minute)
 
-    def take_request(self) -> None:
-        """One more request.
+    @property
+    def requests(self) -> Allowance | None:
+        """What is left of them; None where they have no limit."""
+        return None if self._requests is None else self._requests.allowance
+
+    @property
+    def tokens(self) -> Allowance | None:
+        """What is left of them, with those set aside as had; None where they have no limit."""
+        return None if self._tokens is None else self._tokens.allowance
+
+    def take_request(self, *, computes: bool = True) -> None:
+        """One more request. Only one that `computes` needs a token to be left.
 
         Raises:
             QuotaExceeded: it is one too many, or no token is left for it; says when to come back.
         """
         # Before anything is done for it: no adapter is brought, and no prompt read, for nothing.
-        self._take(self._tokens, 0, "tokens")
+        if computes:
+            self._take(self._tokens, 0, "tokens")
         self._take(self._requests, 1, "requests")
 
     def reserve(self, amounts: Sequence[int]) -> list[Reservation]:

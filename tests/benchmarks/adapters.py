@@ -15,7 +15,7 @@ RANK = 8
 MOST_ADAPTERS = 25
 
 
-def write_adapters(model: Path, folder: Path, number: int = MOST_ADAPTERS) -> dict[str, Path]:
+def write_adapters(model: Path, folder: Path, number: int = MOST_ADAPTERS, rank: int = RANK) -> dict[str, Path]:
     """Write random adapters on all linear layers, by name."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -24,7 +24,7 @@ def write_adapters(model: Path, folder: Path, number: int = MOST_ADAPTERS) -> di
     for seed in range(number):
         torch.manual_seed(seed)
         base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
-        config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", init_lora_weights=False)
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", init_lora_weights=False)
         found[f"adapter-{seed}"] = folder / str(seed)
         get_peft_model(base, config).save_pretrained(found[f"adapter-{seed}"])
     return found

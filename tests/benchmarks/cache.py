@@ -4,8 +4,11 @@ The cliff: 16 adapters ask for 8 device slots, and for 16. Requests come by a Po
 with 16 slots answers at most; each has 64 tokens and gets 64. The two pods stand side by side and get the same
 requests by turns.
 
+The cold load: see `cold_load`.
+
 The fleet: far more adapters than host and device hold, by Zipf's law, against as many as the device holds. Users ask in
-a closed loop.
+a closed loop. The budget for the engine's memory is what the same engine holds without adapters, and what its tiers may
+hold of them.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from pathlib import Path
 from lorafleet_contract.digest import base_digest
 from lorafleet_serving.adapters.tensor_header import read_header
 from tests.benchmarks.adapters import write_many
-from tests.benchmarks.fleet import fleet_source, start_fleet, start_fleet_pod
+from tests.benchmarks.cold_load import measure_cold_load
+from tests.benchmarks.fleet import fleet_source, start_base_pod, start_fleet, start_fleet_pod
 from tests.benchmarks.streams import Timings, ask, open_session
 from tests.serving.registered_adapter import RegistryHand
 
@@ -36,6 +40,8 @@ ZIPF = {"uniform": 0.0, "zipf": 1.0}
 """Exponents of the ways in which requests choose their adapters."""
 NUM_USERS = 32
 FLEET_ZIPF = 1.1
+FLEET_ROUNDS = 3
+"""Each with both cases, one after the other."""
 _BFLOAT16_BYTES = 2
 
 Report = Callable[[str], None]
@@ -48,6 +54,8 @@ class CachePlan:
     seconds: float = 300.0
     """Of each load of the cliff."""
     seeds: int = 3
+    cold: int = 3
+    """Large adapters that come while others stream."""
     fleet: int = 1000
     """Adapters of the fleet; 0 leaves it out."""
     fleet_host: int = 200
@@ -67,7 +75,11 @@ def measure(model: Path, plan: CachePlan, report: Report) -> dict[str, float]:
             report("starting S3 and MLflow")
             registry = start_fleet(Path(folder), running)
             _register(registry, model, adapters, names[:NUM_ADAPTERS], report)
-            results |= _cliff(model, registry, names[:NUM_ADAPTERS], size, Path(folder), plan, report)
+            if plan.seeds:
+                results |= _cliff(model, registry, names[:NUM_ADAPTERS], size, Path(folder), plan, report)
+            if plan.cold:
+                users = names[: NUM_SLOTS[-1]]
+                results |= measure_cold_load(model, registry, users, Path(folder), plan.cold, report)
             if plan.fleet:
                 _register(registry, model, adapters, names[NUM_ADAPTERS:], report)
                 results |= _fleet(model, registry, names, size, Path(folder), plan, report)
@@ -117,26 +129,33 @@ def _told(seen: Mapping[int, Timings], prefix: str = "") -> dict[str, float]:
 def _fleet(
     model: Path, registry: RegistryHand, names: Sequence[str], size: int, folder: Path, plan: CachePlan, report: Report
 ) -> dict[str, float]:
-    results: dict[str, float] = {}
+    device, host = plan.fleet_device * size, plan.fleet_host * size
+    flags = ("--dtype", "bfloat16", "--adapter-device-bytes", str(device), "--adapter-host-bytes", str(host))
+    with ExitStack() as running:
+        report("starting a pod without adapters")
+        pod = start_base_pod(folder / "pod-base", model, running, *flags)
+        asyncio.run(_closed_loop(pod.url, [""], FLEET_ZIPF, plan.seconds / FLEET_ROUNDS))
+        budget = _rss(pod.child_pids()["engine"]) + host + device
     with ExitStack() as running:
         report(f"starting a pod for {len(names)} adapters")
-        tiers = ("--adapter-device-bytes", str(plan.fleet_device * size))
-        flags = (*tiers, "--adapter-host-bytes", str(plan.fleet_host * size), "--dtype", "bfloat16")
         pod = start_fleet_pod(folder / "pod-fleet", model, registry, running, names[-1:], *flags)
-        throughput = {}
-        for name, asked in (("few", names[: plan.fleet_device]), ("all", names)):
-            misses = pod.metric("lorafleet_host_tier_misses_total")
-            timings = asyncio.run(_closed_loop(pod.url, asked, FLEET_ZIPF, plan.seconds))
-            throughput[name] = timings.summary()["tokens_per_s"]
-            report(f"{name} of {len(names)} adapters: {timings.told()}")
-            results[f"fleet.{name}.tokens_per_s"] = throughput[name]
-            results[f"fleet.{name}.errors"] = float(len(timings.errors))
-            results[f"fleet.{name}.misses"] = pod.metric("lorafleet_host_tier_misses_total") - misses
-        results["fleet.ratio"] = throughput["all"] / throughput["few"]
-        results["fleet.host_bytes"] = pod.metric("lorafleet_host_tier_bytes")
-        results["fleet.host_budget_bytes"] = float(plan.fleet_host * size)
-        results["fleet.engine_rss_bytes"] = _rss(pod.child_pids()["engine"])
-    return results
+        seen = {"few": Timings(), "all": Timings()}
+        misses = dict.fromkeys(seen, 0.0)
+        for _ in range(FLEET_ROUNDS):
+            for name, asked in (("few", names[: plan.fleet_device]), ("all", names)):
+                before = pod.metric("lorafleet_tier_misses_total", tier="host")
+                timings = asyncio.run(_closed_loop(pod.url, asked, FLEET_ZIPF, plan.seconds / FLEET_ROUNDS))
+                misses[name] += pod.metric("lorafleet_tier_misses_total", tier="host") - before
+                seen[name].add(timings)
+                report(f"{name} of {len(names)} adapters: {timings.told()}")
+        rss = _rss(pod.child_pids()["engine"])
+        results = {"fleet.host_bytes": pod.metric("lorafleet_tier_bytes", tier="host"), "fleet.host_budget_bytes": host}
+    for name, timings in seen.items():
+        results[f"fleet.{name}.tokens_per_s"] = timings.summary()["tokens_per_s"]
+        results[f"fleet.{name}.errors"] = float(len(timings.errors))
+        results[f"fleet.{name}.misses"] = misses[name]
+    results["fleet.ratio"] = results["fleet.all.tokens_per_s"] / results["fleet.few.tokens_per_s"]
+    return {**results, "fleet.rss_bytes": rss, "fleet.rss_budget_bytes": budget, "fleet.rss_to_budget": rss / budget}
 
 
 def _register(

@@ -34,10 +34,11 @@ _LOOK_S = 0.02
 Found = TypeVar("Found")
 
 
-def metric_in(text: str, name: str) -> float:
-    """Sum of a metric's samples of that name in an exposition, over all labels."""
+def metric_in(text: str, name: str, **labels: str) -> float:
+    """Sum of a metric's samples of that name in an exposition, over all other labels."""
     families = text_string_to_metric_families(text)
-    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 
 class PodProcess:
@@ -129,9 +130,9 @@ class PodProcess:
         adapter = self.adapter(name)
         return next((item for item in adapter.versions if item.version == version), None) if adapter else None
 
-    def metric(self, name: str) -> float:
-        """Sum of a metric's samples of that name, over all labels."""
-        return metric_in(self.http.get("/metrics").text, name)
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of a metric's samples of that name, over all other labels."""
+        return metric_in(self.http.get("/metrics").text, name, **labels)
 
     def wait_serving(self, name: str, version: int, limit_s: float = _LIMIT_S) -> None:
         """Wait until a bare name reaches a version."""

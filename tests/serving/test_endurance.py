@@ -30,9 +30,9 @@ RANK = 32
 NUM_ON_HOST, NUM_ON_DEVICE = 2, 1
 """Adapters that fit: there are always requests for others, which come and leave again, and those here take turns."""
 COUNTERS = {
-    "loads": "lorafleet_host_tier_loads_total",
-    "evictions": "lorafleet_host_tier_evictions_total",
-    "turns": "lorafleet_adapter_pauses_total",
+    "loads": ("lorafleet_adapter_load_seconds_count", {"tier": "host"}),
+    "evictions": ("lorafleet_tier_evictions_total", {"tier": "host"}),
+    "turns": ("lorafleet_adapter_pauses_total", {}),
 }
 _NUM_KINDS = 11
 """Of requests."""
@@ -120,7 +120,7 @@ def resident(pod: PodProcess) -> dict[str, int]:
 
 def counts(pod: PodProcess) -> dict[str, float]:
     """How often adapters came, left, and made way for one another on the device."""
-    return {name: pod.metric(series) for name, series in COUNTERS.items()}
+    return {name: pod.metric(series, **labels) for name, (series, labels) in COUNTERS.items()}
 
 
 def _is_zero(pod: PodProcess, series: str) -> bool | None:

@@ -107,6 +107,37 @@ def test_a_key_without_limits_has_what_it_asks_for() -> None:
     quota.reserve([10**12])
 
 
+def test_what_is_left_is_told() -> None:
+    clock = Clock()
+    quota = Quota(a_key(requests=6, tokens=100), clock)
+    assert quota.requests == (6, 6, 0.0)
+    assert quota.tokens == (100, 100, 0.0)
+    quota.take_request()
+    (reservation,) = quota.reserve([40])
+    assert quota.requests == (6, 5, 10.0)
+    assert quota.tokens == (100, 60, 24.0)
+    clock.now += 5
+    assert quota.requests == (6, 5, 5.0)
+    reservation.close()
+    assert quota.tokens == (100, 100, 0.0)
+    clock.now += 60
+    quota.reserve([250])
+    assert quota.tokens == (100, 0, 150.0)
+    assert Quota(a_key()).requests is None
+    assert Quota(a_key()).tokens is None
+
+
+def test_what_computes_nothing_needs_no_token() -> None:
+    quota = Quota(a_key(requests=2, tokens=10), Clock())
+    quota.reserve([20])
+    with pytest.raises(QuotaExceeded, match="tokens"):
+        quota.take_request()
+    quota.take_request(computes=False)
+    quota.take_request(computes=False)
+    with pytest.raises(QuotaExceeded, match="requests"):
+        quota.take_request(computes=False)
+
+
 def test_what_was_had_stays_had_when_limits_change() -> None:
     clock = Clock()
     quota = Quota(a_key(requests=6), clock)

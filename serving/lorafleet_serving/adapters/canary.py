@@ -17,7 +17,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Canary:
-    """The canary of one name with one challenger."""
+    """The canary of one name with one challenger, beside whatever is champion meanwhile."""
 
     def __init__(self, name: str, version: int, digest: str, share: float, window_s: float) -> None:
         self.version = version
@@ -25,6 +25,7 @@ class Canary:
         self.share = share
         self.stopped: str | None = None
         """Why the challenger is asked no more, where that is so."""
+        self._champion: str | None = None
         self._evidence = Evidence(window_s)
         self._name = name
         self._salt = f"{name}:{version}:{digest}:"
@@ -38,14 +39,25 @@ class Canary:
         """Whether the challenger is asked by who goes by a key."""
         return self.stopped is None and self._place(key) < self.share
 
+    def follow_champion(self, digest: str | None) -> None:
+        """Measure the challenger by this champion from now on; None while there is none."""
+        if digest != self._champion:
+            self._champion = digest
+            self._evidence.begin_anew()
+
     def watch(self, digest: str) -> AnswerWatch:
         """Follow an answer of champion or challenger."""
-        return AnswerWatch(lambda answer: self.note(answer.seen, is_challenger=digest == self.digest))
+        return AnswerWatch(lambda answer: self.note(answer.seen, digest))
 
-    def note(self, seen: AnswerSeen, *, is_challenger: bool) -> None:
-        """Take in an answer; stops the challenger where that is enough against it."""
-        if not is_challenger:
-            self._evidence.note_champion(seen)
+    def note(self, seen: AnswerSeen, digest: str) -> None:
+        """Take in an answer; stops the challenger where that is enough against it.
+
+        One of another digest than the challenger's and the champion's of now, which was begun before the name moved,
+        measures nobody.
+        """
+        if digest != self.digest:
+            if digest == self._champion:
+                self._evidence.note_champion(seen)
         elif (reason := self._evidence.note_challenger(seen)) is not None and self.stopped is None:
             self.stopped = reason
             _logger.warning("the canary of %s:%d is stopped: %s", self._name, self.version, reason)

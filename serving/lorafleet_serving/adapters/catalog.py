@@ -118,10 +118,13 @@ class CatalogAdapter:
         version, share = self.aliased(Alias.CHALLENGER), self.desired.canary_share
         if version is None or share <= 0.0 or version.registered.version == self.serving:
             self.canary = None
-        elif self.canary is not None and self.canary.digest == version.digest:
+            return
+        pair = (version.registered.version, version.digest)
+        if self.canary is not None and (self.canary.version, self.canary.digest) == pair:
             self.canary.share = share
         else:
-            self.canary = Canary(self.name, version.registered.version, version.digest, share, window_s)
+            self.canary = Canary(self.name, *pair, share, window_s)
+        self.canary.follow_champion(None if self.serving is None else self.versions[self.serving].digest)
 
     def follow_shadow(self, window_s: float) -> None:
         """Begin or end the comparison of champion and shadow as the registry wants it; another pair begins anew."""
@@ -129,7 +132,7 @@ class CatalogAdapter:
         if version is None or self.serving is None or version.registered.version == self.serving:
             self.shadow = None
             return
-        pair = (self.serving, version.registered.version, version.digest)
+        pair = (self.serving, self.versions[self.serving].digest, version.registered.version, version.digest)
         if self.shadow is None or self.shadow.pair != pair:
             self.shadow = Shadow(*pair, window_s)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lorafleet_contract.digest import adapter_digest, is_digest
+from lorafleet_serving.adapters.messages import DiskUsage
 from lorafleet_serving.exceptions import InvalidSetting, NoRoom
 
 _logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class DiskTier:
         self._wanted: frozenset[str] = frozenset()
         self._verified: set[str] = set()
         self._lock = threading.Lock()
+        self._num_evictions = 0
         shutil.rmtree(self._staging, ignore_errors=True)
         for folder in (self._adapters, self._staging, self._documents):
             folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +71,11 @@ class DiskTier:
     def digests(self) -> frozenset[str]:
         """Digests of everything held."""
         return frozenset(f"sha256:{path.name}" for path in self._adapters.iterdir())
+
+    def usage(self) -> DiskUsage:
+        """How full it is, and what had to leave."""
+        with self._lock:
+            return DiskUsage(sum(map(_size, self._adapters.iterdir())), self._num_evictions)
 
     def keep(self, digests: frozenset[str]) -> None:
         """Set the digests that are evicted only when nothing else is left."""
@@ -161,6 +168,7 @@ class DiskTier:
                 if excess <= 0:
                     break
                 self._remove(path)
+                self._num_evictions += 1
                 excess -= sizes[path]
             self._reserved += num_bytes
 

@@ -92,6 +92,14 @@ class Evidence:
         self.num_answers = 0
         """The challenger's, since its canary began."""
 
+    def begin_anew(self) -> None:
+        """Forget what was answered: another champion answers from now on.
+
+        What the challenger answered goes too, since it is held against answers of the same time alone.
+        """
+        self._champion.clear()
+        self._challenger.clear()
+
     def note_champion(self, seen: AnswerSeen) -> None:
         """Take in an answer of the champion."""
         self._champion.append((time.monotonic(), seen))

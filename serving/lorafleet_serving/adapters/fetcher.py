@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lorafleet_contract.digest import ADAPTER_FILES, CONFIG_FILE, WEIGHTS_FILE, adapter_digest
 from lorafleet_contract.manifest import ADAPTER_FOLDER, GATE_REPORT_FILE, MANIFEST_FILE
+from lorafleet_contract.states import Tier
 from lorafleet_serving.adapters.disk import DiskTier
 from lorafleet_serving.adapters.merge_recipe import MergeRecipe
 from lorafleet_serving.adapters.messages import (
@@ -53,7 +56,7 @@ class Fetcher:
         self._disk = DiskTier(config.cache_dir, config.disk_bytes)
         # One flight per digest: versions that share their bytes download them once.
         self._flights: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        post(FetcherReady(self._disk.digests()))
+        post(FetcherReady(self._disk.digests(), self._disk.usage()))
 
     def keep(self, command: KeepAdapters) -> None:
         """Evict these digests last."""
@@ -126,7 +129,7 @@ class Fetcher:
             merge_adapters(present, recipe, staged)
             digest = adapter_digest(staged)
             folder = self._disk.find(digest) or self._disk.admit(staged, digest)
-        self._post(DiskChanged(self._disk.digests()))
+        self._post(DiskChanged(self._disk.digests(), self._disk.usage()))
         return folder
 
     def _fetch(self, order: FetchOrder) -> FetchResult:
@@ -155,9 +158,11 @@ class Fetcher:
         # Before the weights: what the gate failed is not worth a download.
         self._verify(order, manifest, report)
         with self._flights[order.digest]:
-            folder = self._adapter_folder(order.digest, objects)
+            folder, download_s = self._adapter_folder(order.digest, objects)
             self._disk.save_documents(order.name, order.version, {"manifest": manifest, "report": report})
-        return Fetched(order.order_id, str(folder), _num_elements(folder), manifest, stamp(objects))
+        source = Tier.DISK if download_s is None else urlsplit(order.address).scheme
+        files = str(folder), _num_elements(folder)
+        return Fetched(order.order_id, *files, manifest, stamp(objects), source, download_s or 0.0)
 
     def _on_disk(self, order: FetchOrder) -> Fetched | None:
         """What an earlier order left on disk, if it is whole; it is verified as strictly."""
@@ -168,10 +173,12 @@ class Fetcher:
         self._verify(order, documents["manifest"], documents["report"])
         return Fetched(order.order_id, str(folder), _num_elements(folder), documents["manifest"], stamp="")
 
-    def _adapter_folder(self, digest: str, objects: Objects) -> Path:
+    def _adapter_folder(self, digest: str, objects: Objects) -> tuple[Path, float | None]:
+        """Where an adapter is, and how long its download took; None where it was on disk."""
         folder = self._disk.find(digest)
         if folder is not None:
-            return folder
+            return folder, None
+        began = time.monotonic()
         limits = {CONFIG_FILE: _DOCUMENT_LIMIT, WEIGHTS_FILE: self._config.max_adapter_bytes}
         parts = {name: _require(objects, f"{ADAPTER_FOLDER}/{name}", limits[name]) for name in ADAPTER_FILES}
         with self._disk.staging(sum(part.size for part in parts.values())) as staged:
@@ -179,8 +186,8 @@ class Fetcher:
                 self._source.download(part, staged / name)
             verify_files(staged, digest)
             folder = self._disk.admit(staged, digest)
-        self._post(DiskChanged(self._disk.digests()))
-        return folder
+        self._post(DiskChanged(self._disk.digests(), self._disk.usage()))
+        return folder, time.monotonic() - began
 
     def _verify(self, order: FetchOrder, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         key, max_rank = self._config.gate_key, self._config.max_rank

@@ -6,10 +6,12 @@ import asyncio
 import itertools
 from dataclasses import dataclass, replace
 
+from lorafleet_contract.states import Tier
 from lorafleet_serving.adapters.fetcher_process import fetcher_main
 from lorafleet_serving.adapters.merge_recipe import MergeRecipe
 from lorafleet_serving.adapters.messages import (
     DiskChanged,
+    DiskUsage,
     DistrustAdapter,
     Fetched,
     FetcherEvent,
@@ -23,6 +25,7 @@ from lorafleet_serving.adapters.messages import (
     Order,
     StopFetcher,
 )
+from lorafleet_serving.adapters.tier_counts import TierCounts
 from lorafleet_serving.child import ChildProcess
 from lorafleet_serving.config import FetcherConfig
 from lorafleet_serving.exceptions import FetchFailed
@@ -56,6 +59,9 @@ class FetcherHandle:
         self.is_ready = False
         self.on_disk: frozenset[str] = frozenset()
         """Digests that the disk tier holds."""
+        self.disk_bytes = 0
+        """Of the disk tier, those that are taken."""
+        self.disk_counts = TierCounts()
 
     def start(self) -> None:
         """Spawn the process."""
@@ -113,20 +119,34 @@ class FetcherHandle:
 
     def _receive(self, event: FetcherEvent) -> None:
         match event:
-            case FetcherReady(digests):
+            case FetcherReady(digests, usage):
                 self.is_ready = True
-                self.on_disk = digests
+                self._note_disk(digests, usage)
                 self._child.send(KeepAdapters(self._kept))
                 for pending in self._pending.values():
                     self._child.send(pending.order)
-            case DiskChanged(digests):
-                self.on_disk = digests
-            case Fetched(order_id) | Merged(order_id):
+            case DiskChanged(digests, usage):
+                self._note_disk(digests, usage)
+            case Fetched(order_id):
+                self._count(event)
+                self._resolve(order_id, event)
+            case Merged(order_id):
                 self._resolve(order_id, event)
             case FetchUnchanged(order_id):
                 self._resolve(order_id, None)
             case NotFetched(order_id, error):
                 self._resolve(order_id, error)
+
+    def _note_disk(self, digests: frozenset[str], usage: DiskUsage) -> None:
+        self.on_disk = digests
+        self.disk_bytes, self.disk_counts.evictions = usage.num_bytes, usage.num_evictions
+
+    def _count(self, fetched: Fetched) -> None:
+        if fetched.source == Tier.DISK:
+            self.disk_counts.hits += 1
+        else:
+            self.disk_counts.misses += 1
+            self.disk_counts.note_load(fetched.source, fetched.download_s)
 
     def _resolve(self, order_id: int, result: Fetched | Merged | Exception | None) -> None:
         pending = self._pending.pop(order_id, None)

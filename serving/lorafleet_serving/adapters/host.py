@@ -13,8 +13,10 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from lorafleet_contract.states import Tier
 from lorafleet_serving.adapters.eviction import EvictionOrder
 from lorafleet_serving.adapters.room_queue import RoomQueue, Waiter
+from lorafleet_serving.adapters.tier_counts import TierCounts
 from lorafleet_serving.engine.handle import EngineHandle
 from lorafleet_serving.exceptions import NoRoom
 
@@ -35,18 +37,6 @@ Bring = Callable[[], Awaitable[AdapterFiles]]
 """Has an adapter's files brought to disk."""
 
 
-@dataclass
-class HostCounts:
-    """What the tier has done."""
-
-    hits: int = 0
-    misses: int = 0
-    loads: int = 0
-    load_s: float = 0.0
-    evictions: int = 0
-    waits_for_room: int = 0
-
-
 class HostTier:
     """Which adapters are in the engine's memory, and who holds them there."""
 
@@ -64,7 +54,7 @@ class HostTier:
         self._reserved: dict[str, int] = {}
         """Bytes of adapters that the engine was told to load."""
         self._queue = RoomQueue()
-        self.counts = HostCounts()
+        self.counts = TierCounts()
 
     @property
     def used_bytes(self) -> int:
@@ -208,8 +198,7 @@ class HostTier:
         brought_s = time.monotonic() - began
         num_bytes, loaded_s = await self._load(digest, files)
         self._order.add(digest, num_bytes, brought_s + loaded_s)
-        self.counts.loads += 1
-        self.counts.load_s += time.monotonic() - began
+        self.counts.note_load(Tier.DISK, loaded_s)
 
     async def _load(self, digest: str, files: AdapterFiles) -> tuple[int, float]:
         """Make room and load; returns the size, which is known for sure only now, and the seconds without waiting."""

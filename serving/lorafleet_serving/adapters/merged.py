@@ -21,6 +21,8 @@ from lorafleet_serving.engine.request import Tenant
 from lorafleet_serving.engine.waiting_limits import WaitingLimits
 from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, InvalidRequest, NoRoom, PodUnavailable, QueueFull
 
+MERGED_NAME = "_merged"
+"""Under which all merged adapters are counted."""
 _MAX_MAKING = 8
 """Merges that may be under way or wait for their turn at a time."""
 
@@ -33,7 +35,7 @@ class MergedAdapter:
     members: tuple[CatalogVersion, ...]
     label: str
     """The members in answers: `name:version+name:version`."""
-    name: str = "_merged"
+    name: str = MERGED_NAME
     """All share one, so that metrics do not grow with what callers think of."""
     manifest: AdapterManifest | None = None
     """A merged adapter has no template of its own."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lorafleet_contract.states import Tier
 from lorafleet_serving.adapters.merge_recipe import MergeRecipe
 from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, NoRoom
 
@@ -60,10 +61,19 @@ FetcherCommand = Order | KeepAdapters | DistrustAdapter | StopFetcher
 
 
 @dataclass(frozen=True)
+class DiskUsage:
+    """How full the disk tier is, and how many adapters have left it for others since the fetcher began."""
+
+    num_bytes: int = 0
+    num_evictions: int = 0
+
+
+@dataclass(frozen=True)
 class FetcherReady:
     """The fetcher takes orders. Tells what an earlier process left on disk."""
 
     digests: frozenset[str]
+    usage: DiskUsage
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,9 @@ class Fetched:
     manifest: Mapping[str, Any]
     stamp: str
     """Changes when one of the version's artifacts does; empty when S3 was away."""
+    source: str = Tier.DISK
+    """Where its weights came from: the scheme of their address, or the disk tier, where they were already."""
+    download_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,7 @@ class DiskChanged:
     """What the disk tier holds now."""
 
     digests: frozenset[str]
+    usage: DiskUsage
 
 
 FetchResult = Fetched | FetchUnchanged | NotFetched

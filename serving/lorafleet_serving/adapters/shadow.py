@@ -11,8 +11,9 @@ from lorafleet_serving.adapters.evidence import AnswerSeen, Evidence
 class Shadow:
     """The answers of one name's shadow beside those of one champion."""
 
-    def __init__(self, champion: int, version: int, digest: str, window_s: float) -> None:
+    def __init__(self, champion: int, champion_digest: str, version: int, digest: str, window_s: float) -> None:
         self.champion = champion
+        self.champion_digest = champion_digest
         self.version = version
         self.digest = digest
         self.num_answers = 0
@@ -26,9 +27,9 @@ class Shadow:
         self._evidence = Evidence(window_s)
 
     @property
-    def pair(self) -> tuple[int, int, str]:
-        """What is compared: the versions of champion and shadow, and the shadow's digest."""
-        return self.champion, self.version, self.digest
+    def pair(self) -> tuple[int, str, int, str]:
+        """What is compared: the versions of champion and shadow, each with its digest."""
+        return self.champion, self.champion_digest, self.version, self.digest
 
     def compare(self, champion: WatchedAnswer, own: WatchedAnswer) -> None:
         """Take in the two answers to one request."""

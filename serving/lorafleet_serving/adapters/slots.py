@@ -5,11 +5,14 @@ An adapter that a sequence uses, or that is pinned, is never evicted.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 
+from lorafleet_contract.states import Tier
+from lorafleet_serving.adapters.tier_counts import TierCounts
 from lorafleet_serving.adapters.weights import AdapterWeights
 
 
@@ -32,6 +35,7 @@ class DeviceSlots:
         self._device = device
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
         self._used_bytes = 0
+        self.counts = TierCounts()
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._slots
@@ -40,6 +44,11 @@ class DeviceSlots:
     def budget_bytes(self) -> int:
         """Most memory that adapters may take on the device."""
         return self._budget_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory that they take now."""
+        return self._used_bytes
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -55,8 +64,10 @@ class DeviceSlots:
         if slot is None:
             if not self._make_room(adapter.num_bytes):
                 return False
-            slot = self._slots[adapter.digest] = _Slot(adapter.to(self._device))
-            self._used_bytes += adapter.num_bytes
+            slot = self._slots[adapter.digest] = self._copy(adapter)
+            self.counts.misses += 1
+        else:
+            self.counts.hits += 1
         self._slots.move_to_end(adapter.digest)
         slot.num_users += 1
         return True
@@ -93,6 +104,13 @@ class DeviceSlots:
         assert used <= self._budget_bytes, f"slots hold {used} bytes, the budget is {self._budget_bytes}"
         assert all(slot.num_users >= 0 for slot in self._slots.values()), "a slot has a negative number of users"
 
+    def _copy(self, adapter: AdapterWeights) -> _Slot:
+        began = time.monotonic()
+        slot = _Slot(adapter.to(self._device))
+        self.counts.note_load(Tier.HOST, time.monotonic() - began)
+        self._used_bytes += adapter.num_bytes
+        return slot
+
     def _make_room(self, num_bytes: int) -> bool:
         free = self._budget_bytes - self._used_bytes
         victims: list[str] = []
@@ -106,4 +124,5 @@ class DeviceSlots:
             return False  # Nothing is evicted for an adapter that would not fit even so.
         for digest in victims:
             self.drop(digest)
+        self.counts.evictions += len(victims)
         return True

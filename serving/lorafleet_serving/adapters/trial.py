@@ -7,6 +7,7 @@ import asyncio
 from lorafleet_contract.manifest import AdapterManifest
 from lorafleet_serving.adapters.host import AdapterFiles, HostTier
 from lorafleet_serving.adapters.smoke import SmokeTest
+from lorafleet_serving.adapters.trial_memory import TrialMemory
 from lorafleet_serving.engine.handle import EngineHandle
 from lorafleet_serving.exceptions import AdapterRefusal, GenerationFailed, PodUnavailable
 
@@ -17,13 +18,13 @@ _MAX_ENGINE_DEATHS = 3
 class Trial:
     """Loads adapters and generates with them. Runs on the front's event loop."""
 
-    def __init__(self, engine: EngineHandle, host: HostTier, smoke: SmokeTest) -> None:
+    def __init__(self, engine: EngineHandle, host: HostTier, smoke: SmokeTest, memory: TrialMemory) -> None:
         self._engine = engine
         self._host = host
         self._smoke = smoke
         self._engine_deaths: dict[str, int] = {}
-        self._passed: set[str] = set()
-        """Digests that generated in this process: what has left the engine since need not repeat it."""
+        self._passed = memory
+        """What has left the engine since it generated need not repeat it."""
         # One at a time, so that a crash of the engine is seldom put down to the wrong adapter.
         self._turn = asyncio.Lock()
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from lorafleet_serving.adapters.answer_watch import AnswerWatch
 from lorafleet_serving.adapters.catalog import ServedAdapter
+from lorafleet_serving.api.adapter_labels import BASE
 from lorafleet_serving.api.metrics import PodMetrics
 from lorafleet_serving.engine.request import FinishReason
-from lorafleet_serving.exceptions import GenerationFailed
+from lorafleet_serving.exceptions import DeadlineExceeded, GenerationFailed, PodUnavailable
 from lorafleet_serving.generation import Generation, Piece
 from lorafleet_serving.pod import Pod
 
@@ -23,7 +24,7 @@ class Timing:
     """Where the time of an answer went."""
 
     validation_s: float
-    """From the request to its start in the engine: encoding, and loading what was merged for it."""
+    """From the request to its start in the engine: encoding, and bringing its adapter."""
     queue_s: float = 0.0
     """Waiting in the engine."""
     first_token_s: float = 0.0
@@ -52,7 +53,7 @@ class Answer:
             ADAPTER_HEADER: "" if version is None else version.label,
             DIGEST_HEADER: pod.base_digest if version is None else version.digest,
         }
-        self._adapter = "" if version is None else version.name
+        self._adapter = BASE if version is None else version.name
         self._generation = generation
         self._metrics = metrics
         self._watches = watches
@@ -80,13 +81,13 @@ class Answer:
             for watch in self._watches:
                 watch.piece(piece, elapsed_s)
             if is_first:
-                self._metrics.first_token(elapsed_s)
+                self._metrics.first_token(self._adapter, self.timing.validation_s + elapsed_s)
                 self.timing.first_token_s = elapsed_s
                 self.timing.queue_s = piece.output.queue_s or 0.0
                 self.num_cached = piece.output.num_cached or 0
                 is_first = False
             if piece.finish_reason is not None:
-                self._metrics.finished(elapsed_s, piece.finish_reason)
+                self._metrics.finished(self._adapter, self.timing.validation_s + elapsed_s, piece.finish_reason)
                 self.timing.total_s = elapsed_s
             yield piece
 
@@ -94,8 +95,9 @@ class Answer:
         try:
             async for piece in self._generation.pieces():
                 yield piece
-        except GenerationFailed as error:
-            for watch in self._watches:
+        except (GenerationFailed, PodUnavailable, DeadlineExceeded) as error:
+            self._metrics.failed(self._adapter)
+            for watch in self._watches if isinstance(error, GenerationFailed) else ():
                 watch.failed(str(error))
             raise
 

@@ -16,6 +16,7 @@ from fastapi import Request
 
 from lorafleet_contract.prompt import PromptBlock
 from lorafleet_serving.adapters.catalog import CatalogVersion, ServedAdapter
+from lorafleet_serving.adapters.merged import MergedAdapter
 from lorafleet_serving.api.answer import Answer
 from lorafleet_serving.api.callers import Callers
 from lorafleet_serving.api.metrics import PodMetrics
@@ -24,7 +25,14 @@ from lorafleet_serving.api.sse import unless_disconnected
 from lorafleet_serving.caller import Caller
 from lorafleet_serving.chat_template import ChatTemplate
 from lorafleet_serving.engine.request import SamplingParams
-from lorafleet_serving.exceptions import DeadlineExceeded, InvalidRequest, PromptTooLong
+from lorafleet_serving.exceptions import (
+    AdapterNotReady,
+    DeadlineExceeded,
+    InvalidRequest,
+    NoRoom,
+    PodUnavailable,
+    PromptTooLong,
+)
 from lorafleet_serving.generation import Generation
 from lorafleet_serving.loop import off_loop
 from lorafleet_serving.pod import Pod
@@ -40,7 +48,6 @@ class PreparedQuestion:
     token_ids: tuple[int, ...]
     sampling: SamplingParams
     stop: tuple[str, ...]
-    asked_at: float
     num_prompt: int
     """Tokens of the prompt that are paid for with this answer; with another one to the same prompt, none."""
     reservation: Reservation = field(default_factory=Reservation)
@@ -62,7 +69,7 @@ class Asker:
     def __init__(self, pod: Pod, metrics: PodMetrics) -> None:
         self.pod = pod
         self._metrics = metrics
-        self.callers = Callers(pod.key_file, pod.config.admin_token)
+        self.callers = Callers(pod.key_file, pod.config.admin_token, pod.config.base_id)
 
     def is_admin(self, request: Request) -> bool:
         """Whether the request carries the admin token."""
@@ -141,7 +148,7 @@ class Asker:
         generation = self.pod.begin(
             asked.token_ids, sampling, asked.stop, version, question.pooling, question.caller, asked.reservation
         )
-        return Answer(generation, version, asked.token_ids, asked.asked_at, self.pod, self._metrics, watches)
+        return Answer(generation, version, asked.token_ids, question.asked_at, self.pod, self._metrics, watches)
 
     def most_at_once(self, caller: Caller) -> int:
         """How many questions of a caller may wait at the same time, however idle the pod is."""
@@ -188,7 +195,6 @@ class Asker:
         `num_scored` are log-probabilities that the request's prompts before this one get; `before` is another question
         with the same prompt, whose tokens are paid for once.
         """
-        asked_at = time.monotonic()
         block = _prompt_block(version) if question.variables is not None else None
         self.pod.tokenizer.check_ids((token_id for token_id, _ in question.sampling.logit_bias), "logit_bias")
         self.pod.tokenizer.check_ids(question.sampling.stop_token_ids, "stop_token_ids")
@@ -203,7 +209,7 @@ class Asker:
         sampling = replace(question.sampling, max_new_tokens=max_tokens, constraint=constraint)
         stop = question.stop if question.stop is not None else block.stop if block is not None else ()
         num_prompt = 0 if before else len(token_ids)
-        return PreparedQuestion(question, version, token_ids, sampling, stop, asked_at, num_prompt)
+        return PreparedQuestion(question, version, token_ids, sampling, stop, num_prompt)
 
     async def _ask_too(self, question: Question, version: CatalogVersion, caller: Caller) -> Generation:
         """Ask another version what one was asked, in its own template; nobody is told the answer."""
@@ -215,13 +221,13 @@ class Asker:
         """What answers; it is held loaded from finding it on."""
         if question.merged is not None:
             held.enter_context(self.pod.host.lease(question.merged.digest))
-            await self.pod.load(question.merged, question.caller)
+            await self._load(question.merged, question.caller)
             return question.merged
         version = self._resolve(question)
         while version is not None:
             with ExitStack() as lease:
                 lease.enter_context(self.pod.host.lease(version.digest))
-                await self.pod.load(version, question.caller)
+                await self._load(version, question.caller)
                 # The name may have moved, or the version been withdrawn, while it was brought.
                 now = self._resolve(question)
                 if now is not None and now.digest == version.digest:
@@ -229,6 +235,17 @@ class Asker:
                     return now
                 version = now
         return None
+
+    async def _load(self, adapter: CatalogVersion | MergedAdapter, caller: Caller) -> None:
+        """Have an adapter in memory, and count what that costs the request."""
+        was_there, began = self.pod.host.holds(adapter.digest), time.monotonic()
+        try:
+            await self.pod.load(adapter, caller)
+        except (AdapterNotReady, NoRoom, PodUnavailable):
+            self._metrics.failed(adapter.name)
+            raise
+        if not was_there:
+            self._metrics.stalled(time.monotonic() - began)
 
     def _resolve(self, question: Question) -> CatalogVersion | None:
         return self.pod.resolve(question.model, question.caller)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorafleet_serving.api.errors import error_response
@@ -9,11 +11,12 @@ from lorafleet_serving.exceptions import BodyTooLong
 
 
 class BodyLimit:
-    """Reads each body before the application does, up to the limit."""
+    """Reads each body before the application does, up to the limit; `on_refusal` is told of those that are longer."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, on_refusal: Callable[[str], None]) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._on_refusal = on_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -22,7 +25,9 @@ class BodyLimit:
         body = await self._read(scope, receive)
         if body is None:
             error = BodyTooLong(f"the body is longer than {self._max_bytes} bytes, the pod's max_body_bytes")
-            await error_response(scope["path"], error)(scope, receive, send)
+            response = error_response(scope["path"], error)
+            self._on_refusal(response.reason)
+            await response(scope, receive, send)
             return
         start: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hmac
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from glob import escape
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lorafleet_serving.api.errors import error_response
+from lorafleet_serving.api.rate_headers import sends_rates
 from lorafleet_serving.api_keys import ADMIN, ApiKey, Scope as KeyScope
 from lorafleet_serving.caller import Caller
 from lorafleet_serving.engine.request import ANONYMOUS, PRIORITIES
 from lorafleet_serving.exceptions import Forbidden, InvalidRequest, Unauthorized
 from lorafleet_serving.key_file import KeyFile
+from lorafleet_serving.quota import Quota
 
 TIMEOUT_HEADER = "x-request-timeout-s"
 PRIORITY_HEADER = "x-request-priority"
@@ -26,10 +30,11 @@ _SIGNED_PATH = "/v1/registry/webhook"
 
 
 class Callers:
-    """Knows the keys, if callers are told apart, and the admin token."""
+    """Knows the keys, if callers are told apart, and the admin token. Without a key only the base model is seen."""
 
-    def __init__(self, key_file: KeyFile | None, admin_token: str | None) -> None:
+    def __init__(self, key_file: KeyFile | None, admin_token: str | None, base_id: str) -> None:
         self._key_file = key_file
+        self._base_id = base_id
         self._admin_token = admin_token
 
     def is_admin(self, headers: Headers) -> bool:
@@ -63,18 +68,20 @@ class Callers:
         return caller.on_behalf_of(_user(headers))
 
     def onlooker(self, headers: Headers) -> Caller:
-        """Who only looks: somebody with a key sees what that may ask for, and all others everything."""
-        key = None if self._key_file is None else self._key_file.keys.find(_shown(headers))
-        return Caller() if key is None else Caller(models=key.models)
+        """Who only looks, and sees what may be asked for: where there are keys, no more than the base without one."""
+        if self._key_file is None or self.is_admin(headers):
+            return Caller()
+        key = self._key_file.keys.find(_shown(headers))
+        return Caller(models=(escape(self._base_id),) if key is None else key.models)
 
-    def check(self, headers: Headers) -> None:
-        """Check the key that a request carries.
+    def quota(self, headers: Headers) -> Quota | None:
+        """What may be had by the key that a request carries; None is without limits.
 
         Raises:
             Unauthorized: it carries none that is known, and must.
         """
-        if not self.is_admin(headers):
-            self._find(headers)
+        key = None if self.is_admin(headers) else self._find(headers)
+        return None if key is None or self._key_file is None else self._key_file.quota(key)
 
     def _find(self, headers: Headers) -> ApiKey | None:
         if self._key_file is None:
@@ -86,19 +93,26 @@ class Callers:
 
 
 class KeyGuard:
-    """Turns away every POST without a key before its body is read; what is only looked at stays open."""
+    """Turns away every POST without a key before its body is read, and tells each key what it may still have.
 
-    def __init__(self, app: ASGIApp, callers: Callers) -> None:
+    What is only looked at stays open. `on_refusal` is told of those who are turned away.
+    """
+
+    def __init__(self, app: ASGIApp, callers: Callers, on_refusal: Callable[[str], None]) -> None:
         self._app = app
         self._callers = callers
+        self._on_refusal = on_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] != _SIGNED_PATH:
             try:
-                self._callers.check(Headers(scope=scope))
+                quota = self._callers.quota(Headers(scope=scope))
             except Unauthorized as error:
-                await error_response(scope["path"], error)(scope, receive, send)
+                response = error_response(scope["path"], error)
+                self._on_refusal(response.reason)
+                await response(scope, receive, send)
                 return
+            send = send if quota is None else sends_rates(quota, send)
         await self._app(scope, receive, send)
 
 

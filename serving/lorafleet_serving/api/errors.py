@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -88,14 +88,31 @@ FINAL_STATUSES = frozenset(answer.status for answer in _ANSWERS.values() if not 
 _OWN_FAULT = _Answer(500, "server_error", "generation")
 
 
-def install_handlers(app: FastAPI) -> None:
-    """Have the application answer every error through this module."""
+class ErrorResponse(JSONResponse):
+    """The answer to an error; `reason` is its kind, one of few."""
+
+    def __init__(self, body: Mapping[str, Any], answer: _Answer, headers: Mapping[str, str]) -> None:
+        super().__init__(body, answer.status, headers)
+        self.reason = answer.lorax_kind
+
+
+def install_handlers(app: FastAPI, on_refusal: Callable[[str], None]) -> None:
+    """Have the application answer every error through this module; `on_refusal` is told the reason of each."""
+
+    def counted(answer: Callable[[Request, Exception], ErrorResponse]) -> Callable[[Request, Exception], Response]:
+        def handle(request: Request, error: Exception) -> Response:
+            response = answer(request, error)
+            on_refusal(response.reason)
+            return response
+
+        return handle
+
     for kind in _ANSWERS:
-        app.add_exception_handler(kind, _answer_known)
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_exception_handler(HTTPException, _answer_http)
-    app.add_exception_handler(RecursionError, _answer_too_deep)
-    app.add_exception_handler(Exception, _answer_own_fault)
+        app.add_exception_handler(kind, counted(_answer_known))
+    app.add_exception_handler(RequestValidationError, counted(_answer_invalid))
+    app.add_exception_handler(HTTPException, counted(_answer_http))
+    app.add_exception_handler(RecursionError, counted(_answer_too_deep))
+    app.add_exception_handler(Exception, counted(_answer_own_fault))
 
 
 def envelope(error: Exception, *, lorax: bool) -> dict[str, Any]:
@@ -114,7 +131,7 @@ def statuses(kinds: Iterable[type[Exception]]) -> dict[int, str]:
     return {status: " ".join(lines) for status, lines in sorted(told.items())}
 
 
-def error_response(path: str, error: Exception) -> JSONResponse:
+def error_response(path: str, error: Exception) -> ErrorResponse:
     """The answer to an error that this module knows, on a path of either dialect."""
     answer = _ANSWERS[type(error)]
     if isinstance(error, TryLater):
@@ -122,11 +139,11 @@ def error_response(path: str, error: Exception) -> JSONResponse:
     return _response(path, str(error), answer, _parameter(error))
 
 
-def _answer_known(request: Request, error: Exception) -> JSONResponse:
+def _answer_known(request: Request, error: Exception) -> ErrorResponse:
     return error_response(request.url.path, error)
 
 
-def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
+def _answer_invalid(request: Request, error: Exception) -> ErrorResponse:
     assert isinstance(error, RequestValidationError)
     first: Mapping[str, Any] = error.errors()[0]
     if first["type"] == "json_invalid":
@@ -145,7 +162,7 @@ def _is_name(part: str | int) -> bool:
     return isinstance(part, int) or part.isidentifier()
 
 
-def _answer_http(request: Request, error: Exception) -> JSONResponse:
+def _answer_http(request: Request, error: Exception) -> ErrorResponse:
     assert isinstance(error, HTTPException)
     if error.status_code == 400:  # The framework's word for a body that breaks its JSON parser: too deep, too long.
         return _response(request.url.path, "the body cannot be read as JSON", _ANSWERS[InvalidRequest], None)
@@ -153,19 +170,19 @@ def _answer_http(request: Request, error: Exception) -> JSONResponse:
     return _response(request.url.path, str(error.detail), answer, None, error.headers)
 
 
-def _answer_too_deep(request: Request, error: Exception) -> JSONResponse:
+def _answer_too_deep(request: Request, error: Exception) -> ErrorResponse:
     message = "the body is nested too deeply: send a flatter one"
     return _response(request.url.path, message, _ANSWERS[InvalidRequest], None)
 
 
-def _answer_own_fault(request: Request, error: Exception) -> JSONResponse:
+def _answer_own_fault(request: Request, error: Exception) -> ErrorResponse:
     _logger.error("request %s %s failed", request.method, request.url.path, exc_info=error)
     return _response(request.url.path, "internal error: see the pod's log", _OWN_FAULT, None)
 
 
 def _response(
     path: str, message: str, answer: _Answer, parameter: str | None, extra: Mapping[str, str] | None = None
-) -> JSONResponse:
+) -> ErrorResponse:
     body = _envelope(message, answer, parameter, lorax=path in LORAX_PATHS)
     headers = dict(extra or {})
     if answer.retry_after_s is not None:
@@ -174,7 +191,7 @@ def _response(
         headers["X-Should-Retry"] = "false"
     if answer.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(body, answer.status, headers)
+    return ErrorResponse(body, answer, headers)
 
 
 def _envelope(message: str, answer: _Answer, parameter: str | None, *, lorax: bool) -> dict[str, Any]:

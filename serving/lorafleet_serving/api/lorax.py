@@ -117,8 +117,11 @@ class LoraxRoutes:
             "request_logger_url": None,
         }
 
-    async def tokenize(self, body: TokenizeRequest) -> Response:
-        """Tokens of a text with their places."""
+    async def tokenize(self, body: TokenizeRequest, request: Request) -> Response:
+        """Tokens of a text with their places. It counts as a request of its key, and its tokens as none."""
+        quota = self._asker.callers.quota(request.headers)
+        if quota is not None:
+            quota.take_request(computes=False)
         tokenizer = self._pod.tokenizer
         tokenizer.check_text(body.inputs, self._pod.max_model_len, "inputs")
         tokens = await off_loop(body.inputs, tokenizer.split, add_special_tokens=body.add_special_tokens)

@@ -17,6 +17,7 @@ from lorafleet_serving.api.answer import ADAPTER_HEADER, DIGEST_HEADER
 from lorafleet_serving.api.callers import MAX_USER_CHARACTERS, PRIORITY_HEADER, TIMEOUT_HEADER, USER_HEADER
 from lorafleet_serving.api.errors import FINAL_STATUSES, LORAX_PATHS, RETRY_STATUSES, statuses
 from lorafleet_serving.api.lorax_headers import ADAPTER_HEADERS, MODEL_HEADERS, TIMING_HEADERS
+from lorafleet_serving.api.rate_headers import RATE_HEADERS
 from lorafleet_serving.api.sse import END_OF_STREAM
 from lorafleet_serving.engine.request import PRIORITIES
 from lorafleet_serving.exceptions import (
@@ -98,7 +99,9 @@ _ROUTES: dict[tuple[str, str], _Route] = {
     ("post", "/embed"): _Route(lorax.Embedded, _ASKS, headers=_WHOLE_HEADERS, other_headers=ADAPTER_HEADERS),
     ("post", "/classify"): _Route(None, _BODY_ERRORS),
     ("post", "/classify_batch"): _Route(None, _BODY_ERRORS),
-    ("post", "/tokenize"): _Route(list[lorax.PlacedToken], (*_BODY_ERRORS, PromptTooLong, PodUnavailable)),
+    ("post", "/tokenize"): _Route(
+        list[lorax.PlacedToken], (*_BODY_ERRORS, PromptTooLong, QuotaExceeded, PodUnavailable)
+    ),
     ("get", "/info"): _Route(lorax.Info, (PodUnavailable,)),
     ("get", "/v1/adapters"): _Route(PodReport, (Unauthorized, Forbidden)),
     ("post", "/v1/adapters/{action}"): _Route(
@@ -189,10 +192,15 @@ def _success(path: str, route: _Route, components: _Components) -> Json:
     if not content:
         return {}  # A route that only tells why it is not served.
     answer: Json = {"description": "The answer", "content": content}
-    if route.headers:
-        answer["headers"] = {name: _header(told) for name, told in route.headers.items()}
-        answer["headers"] |= {name: _header(told, required=False) for name, told in route.other_headers.items()}
+    headers = {name: _header(told) for name, told in route.headers.items()}
+    headers |= {name: _header(told, required=False) for name, told in {**route.other_headers, **_rates(route)}.items()}
+    if headers:
+        answer["headers"] = headers
     return {"200": answer}
+
+
+def _rates(route: _Route) -> Mapping[str, str]:
+    return RATE_HEADERS if QuotaExceeded in route.errors else {}
 
 
 def _event(path: str, route: _Route, components: _Components) -> Json:
@@ -215,6 +223,9 @@ def _failures(path: str, route: _Route, components: _Components) -> Json:
         failures[str(status)] = {"description": told, "content": {_JSON: {"schema": envelope}}}
         if status in RETRY_STATUSES:
             failures[str(status)]["headers"] = {"Retry-After": _header("Seconds after which to ask again", "integer")}
+        if status == 429:
+            rates = {name: _header(told, required=False) for name, told in _rates(route).items()}
+            failures[str(status)]["headers"] |= rates
         if status == 401:
             failures[str(status)]["headers"] = {"WWW-Authenticate": _header("How to show a key")}
         if status in FINAL_STATUSES:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lorafleet_serving.adapters.merged import MergedAdapter
@@ -48,6 +49,8 @@ class Question:
     """Name of what asks for the log-probabilities of the prompt in the caller's dialect, for errors."""
     is_repeated: bool = False
     """Whether it asks for one more answer to the prompt of the question before it in its request."""
+    asked_at: float = field(default_factory=time.monotonic, compare=False)
+    """When it was read, on the clock of `time.monotonic`."""
 
     def __post_init__(self) -> None:
         # Every token is looked through for every stop string, on the loop that serves all callers.

@@ -13,6 +13,7 @@ import torch
 
 from lorafleet_serving.adapters.dora import Project
 from lorafleet_serving.adapters.slots import DeviceSlots
+from lorafleet_serving.adapters.tier_counts import TierCounts
 from lorafleet_serving.adapters.weights import AdapterWeights, stage_adapter
 from lorafleet_serving.layers.adapter_base import AdapterBase
 from lorafleet_serving.layers.linear import LoraLinear
@@ -42,6 +43,16 @@ class AdapterPool:
     def device_adapters(self) -> tuple[str, ...]:
         """Digests on the device."""
         return self._slots.resident
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes on the device."""
+        return self._slots.used_bytes
+
+    @property
+    def device_counts(self) -> TierCounts:
+        """What the device tier has done."""
+        return self._slots.counts.copy()
 
     @property
     def free_host_bytes(self) -> int:

@@ -203,6 +203,8 @@ class Engine:
             num_steps=self._num_steps,
             num_preemptions=self._scheduler.num_preemptions,
             num_adapter_pauses=self._scheduler.num_pauses,
+            device_bytes=self.adapters.device_bytes,
+            device_counts=self.adapters.device_counts,
         )
 
     def check_integrity(self) -> None:

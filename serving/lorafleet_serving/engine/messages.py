@@ -6,8 +6,9 @@ them pickled. The front sends commands, the engine answers with events.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from lorafleet_serving.adapters.tier_counts import TierCounts
 from lorafleet_serving.engine.request import GenerationRequest, TokenOutput
 from lorafleet_serving.engine.scored_prompt import ScoredPrompt
 from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, NoRoom
@@ -126,6 +127,10 @@ class EngineStats:
     """Sequences that gave back their blocks and were computed again, or will be."""
     num_adapter_pauses: int = 0
     """Times that an adapter of the batch had to leave the device for another."""
+    device_bytes: int = 0
+    """Of the adapters on the device."""
+    device_counts: TierCounts = field(default_factory=TierCounts)
+    """What the device tier has done since the process began."""
 
 
 EngineEvent = EngineReady | EngineFailed | Tokens | AdapterLoaded | AdapterRefused | AdapterUnloaded | EngineStats

@@ -178,11 +178,15 @@ def test_without_s3_and_registry_what_is_loaded_goes_on_and_a_restart_needs_the_
     registry.promote(registered)
     pod = pod_factory(on=own_mlflow)
     pod.wait_serving("islander", 1)
+    pod.wait_for(lambda: _num_tried(pod) == 1 or None, "the trial to be told of")
     own_s3.component.stop()
     pod.signal(signal.SIGKILL)
     pod.wait_exit()
     pod.start()
     pod.wait_serving("islander", 1)
+    # It passed before, and is not tried again: nothing has used it on the device.
+    pod.wait_for(lambda: pod.metric("lorafleet_tier_adapters", tier="host") == 1 or None, "it to be in memory")
+    assert _num_tried(pod) == 0
     own_mlflow.component.stop()
     pod.wait_for(lambda: pod.client.report().registry_error, "the registry's absence to be reported")
     assert pod.client.complete("islander", "the cat", max_tokens=4).digest == registered.digest
@@ -201,6 +205,10 @@ def test_without_s3_and_registry_what_is_loaded_goes_on_and_a_restart_needs_the_
 def _running(pod: PodProcess) -> bool:
     lines = pod.http.get("/metrics").text.splitlines()
     return any(line.startswith("vllm:num_requests_running") and float(line.rpartition(" ")[2]) > 0 for line in lines)
+
+
+def _num_tried(pod: PodProcess) -> float:
+    return pod.metric("lorafleet_adapter_load_seconds_count", tier="device")
 
 
 def _refusal(pod: PodProcess) -> int | None:

@@ -62,6 +62,8 @@ async def test_the_least_recently_used_leaves_when_another_needs_the_room() -> N
     assert set(bench.engine.loaded) == {"a", "c"}
     assert bench.tier.counts.evictions == 1
     assert (bench.tier.counts.hits, bench.tier.counts.misses) == (1, 3)
+    assert bench.tier.counts.loads.keys() == {"disk"}
+    assert bench.tier.counts.num_loads == 3
 
 
 async def test_what_is_held_or_pinned_stays() -> None:

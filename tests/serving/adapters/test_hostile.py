@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from lorafleet_contract.exceptions import RegistryError
 from lorafleet_contract.states import ServeState
 from tests.serving.conftest import PodFactory, SourceFactory
 from tests.serving.hostile_files import hostile_files
@@ -149,8 +150,8 @@ def _create(registry: RegistryHand, name: str, address: str, tags: Mapping[str, 
     try:
         version = registry.create(name, address, tags)
         registry.client.set_alias(name, "champion", version)
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code != 400:
+    except RegistryError as error:
+        if "INVALID_PARAMETER_VALUE" not in str(error):
             raise
         return False
     return True

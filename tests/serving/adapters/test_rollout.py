@@ -21,6 +21,7 @@ from lorafleet_serving.adapters.residency import Residency
 from lorafleet_serving.adapters.rollout import Rollout
 from lorafleet_serving.adapters.smoke import SmokeTest
 from lorafleet_serving.adapters.trial import Trial
+from lorafleet_serving.adapters.trial_memory import TrialMemory
 from lorafleet_serving.adapters.watcher import DesiredAdapter, RegisteredVersion, RegistryLook
 from lorafleet_serving.config import FetcherConfig
 from lorafleet_serving.engine.config import EngineConfig
@@ -68,7 +69,7 @@ async def test_a_version_that_failed_two_thousand_times_is_tried_again(
         on_failure=lambda reason: None,
     )
     host = HostTier(engine, 1, EvictionOrder(EvictionPolicy.LRU), room_limit_s=1.0)
-    trial = Trial(engine, host, SmokeTest(engine, PodTokenizer(tiny_model), 1))
+    trial = Trial(engine, host, SmokeTest(engine, PodTokenizer(tiny_model), 1), TrialMemory(tmp_path, "conditions"))
     artifacts = AwayArtifacts(RegistryClient(RegistryEndpoint("http://127.0.0.1:1")), fetcher, enough=2000)
     residency = Residency(host, engine, artifacts, limits, lambda version, error: None)
     bringing_up = Rollout(catalog, artifacts, residency, trial, refusal_recheck_s=_LIMIT_S, canary_window_s=_LIMIT_S)

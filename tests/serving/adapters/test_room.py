@@ -23,7 +23,8 @@ from tests.serving.registered_adapter import Registered, RegistryHand
 NUM_ADAPTERS = 4
 NUM_HELD = 2
 PROMPT = "the cat sat on"
-MISSES = "lorafleet_host_tier_misses_total"
+MISSES = "lorafleet_tier_misses_total"
+TTFT, TTFT_BY = "vllm:time_to_first_token", "lorafleet_adapter_time_to_first_token"
 _AT_ONCE_S = 5.0
 """What a busy machine needs; a load that stands still takes for ever."""
 
@@ -98,6 +99,59 @@ def test_all_are_ready_and_answer_although_only_some_are_in_memory(
     assert len(_in_memory(narrow_pod)) == NUM_HELD
 
 
+def test_metrics_tell_what_each_tier_did(
+    narrow_pod: PodProcess, adapters: list[Registered], tiny_adapter: SourceFactory
+) -> None:
+    def counted(name: str) -> dict[Tier, float]:
+        return {tier: narrow_pod.metric(f"lorafleet_tier_{name}", tier=tier) for tier in Tier}
+
+    def loaded(source: str, tier: Tier) -> float:
+        return narrow_pod.metric("lorafleet_adapter_load_seconds_count", source=source, tier=tier)
+
+    names = ("hits_total", "misses_total", "evictions_total")
+    before = {name: counted(name) for name in names}
+    loads, stalls = loaded("disk", Tier.HOST), narrow_pod.metric("lorafleet_adapter_stall_seconds_count")
+    first = narrow_pod.metric("lorafleet_adapter_requests_total", adapter=adapters[0].name)
+    waited = [narrow_pod.metric(f"{series}_seconds_sum") for series in ("lorafleet_adapter_stall", TTFT, TTFT_BY)]
+    # Each but the last has left when it is asked again, and so has to be brought.
+    for adapter in (*adapters, *adapters, adapters[-1]):
+        assert _ask(narrow_pod, adapter).status_code == 200
+    hits, misses, evictions = ({tier: counted(name)[tier] - before[name][tier] for tier in Tier} for name in names)
+    assert misses[Tier.HOST] + hits[Tier.HOST] == 2 * NUM_ADAPTERS + 1
+    assert hits[Tier.HOST] >= 1
+    assert misses[Tier.HOST] == evictions[Tier.HOST] == hits[Tier.DISK] >= NUM_ADAPTERS
+    assert misses[Tier.DISK] == evictions[Tier.DISK] == 0
+    assert loaded("disk", Tier.HOST) - loads == misses[Tier.HOST]
+    assert narrow_pod.metric("lorafleet_adapter_stall_seconds_count") - stalls == misses[Tier.HOST]
+    stalled_s, *to_first_s = (
+        narrow_pod.metric(f"{series}_seconds_sum") - before_s
+        for series, before_s in zip(("lorafleet_adapter_stall", TTFT, TTFT_BY), waited, strict=True)
+    )
+    assert 0 < stalled_s < min(to_first_s), "what a request waits for its adapter is no part of its time"
+    assert loaded("s3", Tier.DISK) == NUM_ADAPTERS
+    assert narrow_pod.metric("lorafleet_adapter_requests_total", adapter=adapters[0].name) == first + 2
+    # The engine tells of the device when it is idle.
+    narrow_pod.wait_for(lambda: loaded("host", Tier.DEVICE) >= misses[Tier.HOST] or None, "the engine's word")
+    size = (tiny_adapter(0).folder / "adapter_model.safetensors").stat().st_size
+    held, taken, most = counted("adapters"), counted("bytes"), counted("budget_bytes")
+    assert (held[Tier.DISK], held[Tier.HOST]) == (NUM_ADAPTERS, NUM_HELD)
+    assert most[Tier.HOST] == NUM_HELD * size
+    assert taken[Tier.DISK] > NUM_ADAPTERS * size
+    assert all(0 < taken[tier] <= most[tier] for tier in Tier)
+    assert narrow_pod.metric("lorafleet_versions", state="ready") == narrow_pod.metric("lorafleet_versions")
+    assert narrow_pod.metric("lorafleet_registry_lag_seconds") < 30
+
+
+def test_requests_that_are_turned_away_are_counted_by_reason(narrow_pod: PodProcess) -> None:
+    def refused(reason: str) -> float:
+        return narrow_pod.metric("lorafleet_refused_requests_total", reason=reason)
+
+    before = refused("not_found"), refused("validation")
+    for body in ({"model": "nobody", "prompt": PROMPT}, {"prompt": PROMPT, "max_tokens": -1}, {"nothing": 1}):
+        assert narrow_pod.http.post("/v1/completions", json=body).status_code in (404, 422)
+    assert (refused("not_found"), refused("validation")) == (before[0] + 1, before[1] + 2)
+
+
 def test_many_who_ask_at_once_all_get_their_own(narrow_pod: PodProcess, adapters: list[Registered]) -> None:
     alone = {adapter.name: _ask(narrow_pod, adapter).json()["choices"][0]["text"] for adapter in adapters}
     asked = adapters * 10
@@ -121,7 +175,9 @@ def test_what_is_in_use_is_not_evicted_and_the_one_without_room_is_told_so(
         try:
             answers = [pool.submit(_ask, narrow_pod, adapter) for adapter in using]
             narrow_pod.wait_for(lambda: narrow_pod.metric("lorafleet_requests_in_flight") == NUM_HELD or None, "them")
+            failures = narrow_pod.metric("lorafleet_adapter_failures_total", adapter=other.name)
             refused = _ask(narrow_pod, other)
+            assert narrow_pod.metric("lorafleet_adapter_failures_total", adapter=other.name) == failures + 1
             assert _in_memory(narrow_pod) == {adapter.name for adapter in using}
         finally:
             os.kill(engine, signal.SIGCONT)
@@ -146,9 +202,9 @@ def test_one_that_is_withdrawn_while_it_is_brought_answers_nobody(
     with ThreadPoolExecutor(1) as pool:
         os.kill(engine, signal.SIGSTOP)
         try:
-            misses = narrow_pod.metric(MISSES)
+            misses = narrow_pod.metric(MISSES, tier="host")
             asked = pool.submit(_ask, narrow_pod, doomed)
-            narrow_pod.wait_for(lambda: narrow_pod.metric(MISSES) > misses or None, "the load")
+            narrow_pod.wait_for(lambda: narrow_pod.metric(MISSES, tier="host") > misses or None, "the load")
             registry.withdraw(doomed)
             narrow_pod.wait_for(lambda: narrow_pod.version(doomed.name, 1) is None or None, "it to be let go")
         finally:
@@ -181,10 +237,10 @@ def test_a_client_that_leaves_while_its_adapter_is_brought_waits_no_longer(
     def status() -> int:
         return strict_pod.http.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 1}).status_code
 
-    misses = strict_pod.metric(MISSES)
+    misses = strict_pod.metric(MISSES, tier="host")
     with contextlib.closing(HTTPConnection(httpx.URL(strict_pod.url).netloc.decode())) as client:
         client.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        strict_pod.wait_for(lambda: strict_pod.metric(MISSES) > misses or None, "the load")
+        strict_pod.wait_for(lambda: strict_pod.metric(MISSES, tier="host") > misses or None, "the load")
         assert status() == 429
     strict_pod.wait_for(lambda: status() == 200 or None, "the place to be free", _AT_ONCE_S)
     assert not any(version.in_flight for item in strict_pod.client.report().adapters for version in item.versions)

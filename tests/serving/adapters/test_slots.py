@@ -33,6 +33,19 @@ def test_least_recently_used_adapter_is_evicted() -> None:
     assert slots.resident == ("a", "c")
 
 
+def test_what_was_there_is_counted_and_what_came_and_went() -> None:
+    slots = DeviceSlots(80, CPU)
+    for digest in ("a", "b", "a", "c"):
+        use(slots, make_adapter(digest))
+    assert (slots.counts.hits, slots.counts.misses, slots.counts.evictions) == (1, 3, 1)
+    assert slots.counts.loads["host"].num_loads == 3
+    assert slots.used_bytes == 80
+    # One that finds no room has not come.
+    assert slots.acquire(make_adapter("c"))
+    assert not slots.acquire(make_adapter("large", 20))
+    assert (slots.counts.misses, slots.counts.evictions) == (3, 1)
+
+
 def test_adapter_in_use_is_not_evicted() -> None:
     slots = DeviceSlots(80, CPU)
     assert slots.acquire(make_adapter("a"))

@@ -138,7 +138,7 @@ def test_no_more_than_half_of_the_tier_is_pinned_by_hand(
 ) -> None:
     for name in long_names:
         assert act(long_pod, "pin", name).status_code == 200
-    one = long_pod.metric("lorafleet_host_tier_bytes") / long_pod.metric("lorafleet_host_tier_adapters")
+    one = long_pod.metric("lorafleet_tier_bytes", tier="host") / long_pod.metric("lorafleet_tier_adapters", tier="host")
     tight = start(pod_factory, long_model, long_names, "--adapter-host-bytes", str(int(3.5 * one)))
     assert act(tight, "pin", long_names[0]).status_code == 200
     assert act(tight, "pin", long_names[0]).status_code == 200

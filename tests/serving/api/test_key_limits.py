@@ -29,6 +29,7 @@ ROUTES: dict[str, dict[str, Any]] = {
     "/generate_stream": {"inputs": "the cat", "parameters": {"max_new_tokens": 2}},
     "/embed": {"inputs": "the cat"},
 }
+TOKENIZE = {"inputs": "the cat"}
 
 
 @dataclass
@@ -41,7 +42,7 @@ class KeyedPod:
     sales: str
 
     def ask(self, key: str, path: str = "/v1/completions", model: str | None = None, **fields: Any) -> httpx.Response:
-        body = {**ROUTES[path], **fields}
+        body = {**ROUTES.get(path, TOKENIZE), **fields}
         if model is not None and path.startswith("/v1/"):
             body["model"] = model
         elif model is not None:
@@ -100,6 +101,11 @@ def test_a_key_reaches_what_its_patterns_match_and_nothing_else(keyed: KeyedPod,
         response = keyed.ask(SUPPORT, path, model)
         assert response.status_code == 403, (model, response.text)
         assert keyed.support[:-4] in response.text
+    # Nor does the answer tell which of the two.
+    for there in (keyed.sales, f"{keyed.sales}@champion", f"{keyed.sales}@shadow", f"{keyed.sales}:1"):
+        answers = keyed.ask(SUPPORT, path, there), keyed.ask(SUPPORT, path, there.replace(keyed.sales, "nobody"))
+        assert answers[0].text.replace(keyed.sales, "nobody") == answers[1].text
+        assert told(answers[0]) == told(answers[1])
     for model in (None, keyed.support, keyed.sales):
         assert keyed.ask(OPEN, path, model).status_code == 200
 
@@ -120,13 +126,60 @@ def test_adapters_of_others_are_not_merged(keyed: KeyedPod) -> None:
 
 
 def test_a_key_is_shown_the_models_it_may_ask_for(keyed: KeyedPod) -> None:
-    every = keyed.models(None)
+    every = keyed.models(OPEN)
     assert {BASE, keyed.support, keyed.sales} <= every
-    assert keyed.models(OPEN) == keyed.models(ADMIN_TOKEN) == every
+    assert keyed.models(ADMIN_TOKEN) == every
     assert keyed.models(SUPPORT) == {name for name in every if name.startswith(keyed.support[:-4])}
     headers = {"Authorization": f"Bearer {SUPPORT}"}
     assert keyed.process.http.get(f"/v1/models/{keyed.support}", headers=headers).status_code == 200
-    assert keyed.process.http.get(f"/v1/models/{keyed.sales}", headers=headers).status_code == 404
+    there, nowhere = (keyed.process.http.get(f"/v1/models/{name}", headers=headers) for name in (keyed.sales, "nobody"))
+    assert there.status_code == nowhere.status_code == 404
+    assert there.text.replace(keyed.sales, "nobody") == nowhere.text
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+def test_without_a_key_the_base_alone_is_seen(keyed: KeyedPod, key: str | None) -> None:
+    assert keyed.models(key) == {BASE}
+    assert keyed.process.http.get(f"/v1/models/{keyed.sales}").status_code == 404
+    for path in ("/info", "/ready", "/health", "/version"):
+        shown = keyed.process.http.get(path).text
+        assert keyed.sales not in shown
+        assert keyed.support not in shown
+
+
+@pytest.mark.parametrize("path", [*ROUTES, "/tokenize"])
+def test_answers_tell_a_key_what_it_still_has(keyed: KeyedPod, path: str) -> None:
+    name = f"teller-{uuid4().hex[:8]}"
+    keyed.write(**{name: {"requests_per_minute": REQUESTS, "tokens_per_minute": 10 * TOKENS}})
+    key = f"key-of-{name}"
+    keyed.process.wait_for(lambda: keyed.ask(key, model="nobody").status_code == 404 or None, "the key to be known")
+    seen = keyed.ask(key, path)
+    assert seen.status_code == 200
+    assert seen.headers["x-ratelimit-limit-requests"] == str(REQUESTS)
+    assert int(seen.headers["x-ratelimit-remaining-requests"]) <= REQUESTS - 2
+    assert 20 < float(re.fullmatch(r"([\d.]+)s", seen.headers["x-ratelimit-reset-requests"])[1]) <= 60  # type: ignore[index]
+    assert seen.headers["x-ratelimit-limit-tokens"] == str(10 * TOKENS)
+    # Those of an answer that is streamed are had, as long as it may become; a text's that is only looked at are not.
+    left = int(seen.headers["x-ratelimit-remaining-tokens"])
+    assert (left == 10 * TOKENS) == (path == "/tokenize")
+    assert seen.headers["x-ratelimit-reset-tokens"].endswith("s")
+    refused = next(found for found in (keyed.ask(key, path) for _ in range(REQUESTS + 1)) if found.status_code != 200)
+    assert refused.status_code == 429
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+    assert set(told(refused)) == set(told(seen))
+
+
+def test_a_key_without_limits_is_told_of_none(keyed: KeyedPod) -> None:
+    for response in (keyed.ask(OPEN), keyed.ask(ADMIN_TOKEN), keyed.process.http.post("/generate", json={})):
+        assert not told(response)
+    brief = keyed.ask(BRIEF, max_tokens=1)
+    assert brief.headers["x-ratelimit-limit-tokens"] == str(TOKENS)
+    assert "x-ratelimit-limit-requests" not in brief.headers
+
+
+def told(response: httpx.Response) -> dict[str, str]:
+    """What an answer tells of limits."""
+    return {name: value for name, value in response.headers.items() if name.startswith("x-ratelimit")}
 
 
 @pytest.mark.parametrize(("path", "name"), [("/v1/completions", "first"), ("/generate", "second"), ("/embed", "third")])
