@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import statistics
 import threading
@@ -96,6 +97,10 @@ def call(run: Run, chance: random.Random) -> None:
         if digest not in {version.digest for version in run.versions[name]}:
             run.strangers.append(f"{name} was answered by {digest}")
         run.texts[digest, prompt].add(answer.json()["choices"][0]["text"])
+    else:
+        # Without what differs from one adapter to the next.
+        reason = re.sub(r"[\w-]*\d[\w:.-]*", "_", answer.json()["error"]["message"])
+        run.events[f"{answer.status_code}: {reason[:80]}"] += 1
 
 
 def keep_calling(run: Run, seed: int) -> None:
