@@ -59,7 +59,9 @@ class Following:
     ) -> None:
         config, client = parts.config, RegistryClient(endpoint)
         artifacts = Artifacts(client, parts.fetcher, base_digest)
-        self.residency = Residency(parts.host, parts.engine, artifacts, parts.limits, self._refuse)
+        self.residency = Residency(
+            parts.host, parts.engine, artifacts, parts.limits, self._refuse, recheck_s=config.refusal_recheck_s
+        )
         self.merged = MergedAdapters(
             parts.fetcher,
             parts.host,
@@ -88,7 +90,7 @@ class Following:
         self.administration = Administration(parts.host, self.residency, artifacts)
         self.comparisons = Comparisons(parts.catalog, ShadowTraffic(parts.engine, parts.host, self.residency))
         self._catalog = parts.catalog
-        self._snapshot = CatalogSnapshot(config.fetcher.cache_dir, base_digest)
+        self._snapshot = CatalogSnapshot(config.own_folder, base_digest)
         self._on_progress = on_progress
         self._knows_anything = False
         self.error: str | None = None
