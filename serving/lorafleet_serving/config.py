@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lorafleet_contract.registry import RegistryEndpoint, holds_credentials
 from lorafleet_serving.adapters.eviction import EvictionPolicy
@@ -137,6 +138,11 @@ class PodConfig:
         """Name of this pod in its reports."""
         return self.pod_id or f"{platform.node()}:{self.port}"
 
+    @property
+    def own_folder(self) -> Path:
+        """What this pod alone uses in the folder of the disk tier. It has its name: so it is found after a restart."""
+        return self.fetcher.cache_dir / "pods" / f"pod-{quote(self.replica_id, safe='')}"
+
 
 @dataclass(frozen=True)
 class _Setting:
@@ -185,10 +191,12 @@ _SETTINGS = (
     _Setting(PodConfig, "canary_window_s", float, "seconds over which a canary's answers are compared"),
     _Setting(PodConfig, "merged_idle_s", float, "seconds that a merged adapter is held unused"),
     _Setting(PodConfig, "metric_adapters", int, "adapters with metrics of their own, the busiest"),
-    _Setting(FetcherConfig, "cache_dir", Path, "folder of the disk tier"),
+    _Setting(FetcherConfig, "cache_dir", Path, "folder of the disk tier, which pods of one node may share"),
     _Setting(FetcherConfig, "s3_endpoint", str, "address of the S3 service; AWS unless set"),
     _Setting(FetcherConfig, "s3_buckets", _names, "buckets that adapters are read from, with commas; unset is any"),
-    _Setting(FetcherConfig, "disk_bytes", int, "byte budget of the disk tier"),
+    _Setting(
+        FetcherConfig, "disk_bytes", int, "byte budget of the disk tier; the smallest of the pods that share it counts"
+    ),
     _Setting(FetcherConfig, "max_adapter_bytes", int, "largest weights file that is downloaded"),
     _Setting(FetcherConfig, "fetch_concurrency", int, "downloads at a time"),
     _Setting(FetcherConfig, "fetch_limit_s", float, "longest time that one file may take from S3, in seconds"),

@@ -23,6 +23,7 @@ ServingError
   + PodUnavailable       the pod cannot answer now: draining, starting, or its engine is down
       + AnswerLost           the engine died while it answered
   + FetchFailed          an adapter could not be downloaded, for a reason that may pass
+      + FilesGone            an adapter's files left the disk tier before they were read
 """
 
 from __future__ import annotations
@@ -134,3 +135,7 @@ class AnswerLost(PodUnavailable):
 
 class FetchFailed(ServingError):
     """Raised when an adapter could not be downloaded for a reason that may pass; worth another try."""
+
+
+class FilesGone(FetchFailed):
+    """Raised when an adapter's files left the disk tier between being found and being read; they can be had again."""

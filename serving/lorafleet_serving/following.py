@@ -60,7 +60,9 @@ class Following:
     ) -> None:
         config, client = parts.config, RegistryClient(endpoint)
         artifacts = Artifacts(client, parts.fetcher, base_digest)
-        self.residency = Residency(parts.host, parts.engine, artifacts, parts.limits, self._refuse)
+        self.residency = Residency(
+            parts.host, parts.engine, artifacts, parts.limits, self._refuse, recheck_s=config.refusal_recheck_s
+        )
         self.merged = MergedAdapters(
             parts.fetcher,
             parts.host,
@@ -70,7 +72,7 @@ class Following:
             idle_limit_s=config.merged_idle_s,
         )
         smoke = SmokeTest(parts.engine, tokenizer, config.smoke_tokens)
-        memory = TrialMemory(config.fetcher.cache_dir, trial_conditions(config, base_digest))
+        memory = TrialMemory(config.own_folder, trial_conditions(config, base_digest))
         self._rollout = Rollout(
             parts.catalog,
             artifacts,
@@ -90,7 +92,7 @@ class Following:
         self.administration = Administration(parts.host, self.residency, artifacts)
         self.comparisons = Comparisons(parts.catalog, ShadowTraffic(parts.engine, parts.host, self.residency))
         self._catalog = parts.catalog
-        self._snapshot = CatalogSnapshot(config.fetcher.cache_dir, base_digest)
+        self._snapshot = CatalogSnapshot(config.own_folder, base_digest)
         self._on_progress = on_progress
         self._knows_anything = False
         self.error: str | None = None

@@ -12,14 +12,14 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 from lorafleet_contract.digest import base_digest
 from lorafleet_contract.exceptions import InvalidName
 from lorafleet_contract.names import AddressedAdapter, NamedAdapter, parse_reference
 from lorafleet_serving.adapters.answer_watch import AnswerWatch
 from lorafleet_serving.adapters.catalog import Catalog, CatalogVersion, ServedAdapter
-from lorafleet_serving.adapters.disk import lock_folder
+from lorafleet_serving.adapters.disk_lock import DiskLock, lock_own_folder
 from lorafleet_serving.adapters.eviction import EvictionOrder
 from lorafleet_serving.adapters.handle import FetcherHandle
 from lorafleet_serving.adapters.host import HostTier
@@ -80,8 +80,8 @@ class Pod:
         self._constraints: ConstraintCheck | None = None
         self._following_keys: asyncio.Task[None] | None = None
         self._caught_up = False
-        self._cache_lock: IO[str] | None = None
-        """Held open, and so held, as long as the pod lives."""
+        self._folder_lock: DiskLock | None = None
+        """On what this pod keeps for itself, as long as it lives."""
 
     @property
     def tokenizer(self) -> PodTokenizer:
@@ -150,7 +150,7 @@ class Pod:
             UnsupportedModel: the base model has no tokenizer that can be loaded.
         """
         if self.config.registry is not None:
-            self._cache_lock = lock_folder(self.config.fetcher.cache_dir)
+            self._folder_lock = lock_own_folder(self.config.own_folder)
             self.fetcher.start()
         self.engine.start()
         self.base_digest, tokenizer = await asyncio.gather(
@@ -178,8 +178,8 @@ class Pod:
         if self.following is not None:
             self.following.stop()
         await asyncio.gather(self.engine.stop(), self.fetcher.stop())
-        if self._cache_lock is not None:
-            self._cache_lock.close()
+        if self._folder_lock is not None:
+            self._folder_lock.close()
 
     async def drain(self) -> None:
         """Take no more requests and wait, within the limit, for those that are here."""

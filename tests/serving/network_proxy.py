@@ -30,6 +30,8 @@ class NetworkProxy:
         self.num_connections = 0
         self.num_asked = 0
         """Bytes that came of callers."""
+        self.num_answered = 0
+        """Bytes that came of the server."""
         self._server = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
         self._open: set[socket.socket] = set()
@@ -100,7 +102,11 @@ class NetworkProxy:
             caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             caller.close()
             return
-        upstream = socket.create_connection((self._target.hostname or "", self._target.port or 80))
+        try:
+            upstream = socket.create_connection((self._target.hostname or "", self._target.port or 80))
+        except ConnectionRefusedError:
+            caller.close()
+            return
         ends = {caller, upstream}
         self._open |= ends
         asking = threading.Thread(target=self._pass_on, args=(caller, upstream, None))
@@ -119,7 +125,10 @@ class NetworkProxy:
                 data = source.recv(_CHUNK_BYTES if left is None else min(left, _CHUNK_BYTES))
                 if not data:
                     break
-                self.num_asked += 0 if is_answer else len(data)
+                if is_answer:
+                    self.num_answered += len(data)
+                else:
+                    self.num_asked += len(data)
                 if self._is_silent:
                     continue
                 if is_answer:

@@ -48,6 +48,7 @@ class Administration:
             NoRoom: no tier has room for it, or too much would be pinned.
             AdapterNotReady, PodUnavailable: it cannot be brought now.
         """
+        self._residency.retry(version)
         await self._actions[action](version)
 
     async def _pin(self, version: CatalogVersion) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,7 +35,7 @@ from lorafleet_serving.adapters.source import S3Source, StoredObject, stamp
 from lorafleet_serving.adapters.tensor_header import read_header
 from lorafleet_serving.adapters.verification import read_document, verify_documents, verify_files
 from lorafleet_serving.config import FetcherConfig
-from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge, FetchFailed, NoRoom
+from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge, FetchFailed, FilesGone, NoRoom
 
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class Fetcher:
         self._disk = DiskTier(config.cache_dir, config.disk_bytes)
         # One flight per digest: versions that share their bytes download them once.
         self._flights: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        post(FetcherReady(self._disk.digests(), self._disk.usage()))
+        self._told = self._disk.digests()
+        post(FetcherReady(self._told, self._disk.usage()))
 
     def keep(self, command: KeepAdapters) -> None:
         """Evict these digests last."""
@@ -115,21 +117,18 @@ class Fetcher:
         from lorafleet_serving.adapters.merge import merge_adapters
 
         torch.set_num_threads(1)  # The cores belong to the engine.
-        folders = [self._disk.find(member.digest) for member in recipe.members]
-        present = [folder for folder in folders if folder is not None]
-        if len(present) < len(folders):
-            raise FetchFailed("an adapter to be merged has left the disk tier: try again in a few seconds")
-        # Merged tensors are fp32, whatever the members' are.
-        num_bytes = 2 * sum((folder / WEIGHTS_FILE).stat().st_size for folder in present) + _DOCUMENT_LIMIT
-        with self._disk.staging(num_bytes) as staged:
-            if not all(folder.is_dir() for folder in present):
-                raise FetchFailed(
-                    "an adapter to be merged had to leave the disk tier for the result: raise --disk-bytes"
-                )
-            merge_adapters(present, recipe, staged)
-            digest = adapter_digest(staged)
-            folder = self._disk.find(digest) or self._disk.admit(staged, digest)
-        self._post(DiskChanged(self._disk.digests(), self._disk.usage()))
+        with ExitStack() as used:
+            folders = [used.enter_context(self._disk.use(member.digest)) for member in recipe.members]
+            present = [folder for folder in folders if folder is not None]
+            if len(present) < len(folders):
+                raise FetchFailed("an adapter to be merged has left the disk tier: try again in a few seconds")
+            # Merged tensors are fp32, whatever the members' are.
+            num_bytes = 2 * sum((folder / WEIGHTS_FILE).stat().st_size for folder in present) + _DOCUMENT_LIMIT
+            with self._disk.staging(num_bytes) as staged:
+                merge_adapters(present, recipe, staged)
+                digest = adapter_digest(staged)
+                folder = self._disk.find(digest) or self._disk.admit(staged, digest)
+        self._tell_disk()
         return folder
 
     def _fetch(self, order: FetchOrder) -> FetchResult:
@@ -158,36 +157,53 @@ class Fetcher:
         # Before the weights: what the gate failed is not worth a download.
         self._verify(order, manifest, report)
         with self._flights[order.digest]:
-            folder, download_s = self._adapter_folder(order.digest, objects)
+            download_s = self._have_adapter(order.digest, objects)
             self._disk.save_documents(order.name, order.version, {"manifest": manifest, "report": report})
-        source = Tier.DISK if download_s is None else urlsplit(order.address).scheme
-        files = str(folder), _num_elements(folder)
-        return Fetched(order.order_id, *files, manifest, stamp(objects), source, download_s or 0.0)
+            with self._disk.use(order.digest) as folder:
+                if folder is None:
+                    raise FilesGone("its files have left the disk tier already: raise --disk-bytes")
+                source = Tier.DISK if download_s is None else urlsplit(order.address).scheme
+                files = str(folder), _num_elements(folder)
+                return Fetched(order.order_id, *files, manifest, stamp(objects), source, download_s or 0.0)
 
     def _on_disk(self, order: FetchOrder) -> Fetched | None:
         """What an earlier order left on disk, if it is whole; it is verified as strictly."""
         documents = self._disk.load_documents(order.name, order.version)
-        folder = self._disk.find(order.digest)
-        if documents is None or folder is None:
-            return None
-        self._verify(order, documents["manifest"], documents["report"])
-        return Fetched(order.order_id, str(folder), _num_elements(folder), documents["manifest"], stamp="")
+        with self._disk.use(order.digest) as folder:
+            if documents is None or folder is None:
+                return None
+            self._verify(order, documents["manifest"], documents["report"])
+            return Fetched(order.order_id, str(folder), _num_elements(folder), documents["manifest"], stamp="")
 
-    def _adapter_folder(self, digest: str, objects: Objects) -> tuple[Path, float | None]:
-        """Where an adapter is, and how long its download took; None where it was on disk."""
-        folder = self._disk.find(digest)
-        if folder is not None:
-            return folder, None
-        began = time.monotonic()
+    def _have_adapter(self, digest: str, objects: Objects) -> float | None:
+        """Have an adapter on disk; how long its download took, None where it was there."""
+        limit_s, download_s = self._config.fetch_limit_s, None
+        # Pods that share the folder download once for all.
+        with self._disk.flight(digest, limit_s) as is_ours:
+            if not is_ours:
+                _logger.warning("another pod has been at adapter %s for %.0f s: it is not waited for", digest, limit_s)
+            if self._disk.find(digest) is None:
+                began = time.monotonic()
+                self._download(digest, objects)
+                download_s = time.monotonic() - began
+        self._tell_disk()
+        return download_s
+
+    def _download(self, digest: str, objects: Objects) -> None:
         limits = {CONFIG_FILE: _DOCUMENT_LIMIT, WEIGHTS_FILE: self._config.max_adapter_bytes}
         parts = {name: _require(objects, f"{ADAPTER_FOLDER}/{name}", limits[name]) for name in ADAPTER_FILES}
         with self._disk.staging(sum(part.size for part in parts.values())) as staged:
             for name, part in parts.items():
                 self._source.download(part, staged / name)
             verify_files(staged, digest)
-            folder = self._disk.admit(staged, digest)
-        self._post(DiskChanged(self._disk.digests(), self._disk.usage()))
-        return folder, time.monotonic() - began
+            self._disk.admit(staged, digest)
+
+    def _tell_disk(self) -> None:
+        """Say what is on disk, where it is not what was said last: other pods that share the folder change it too."""
+        digests = self._disk.digests()
+        if digests != self._told:
+            self._told = digests
+            self._post(DiskChanged(digests, self._disk.usage()))
 
     def _verify(self, order: FetchOrder, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         key, max_rank = self._config.gate_key, self._config.max_rank

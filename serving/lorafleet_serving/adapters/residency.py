@@ -13,6 +13,7 @@ from functools import partial
 
 from lorafleet_serving.adapters.artifacts import Artifacts
 from lorafleet_serving.adapters.catalog import CatalogVersion
+from lorafleet_serving.adapters.fetch_failures import FetchFailures
 from lorafleet_serving.adapters.host import AdapterFiles, HostTier
 from lorafleet_serving.adapters.messages import Fetched, Merged
 from lorafleet_serving.engine.handle import EngineHandle
@@ -22,12 +23,13 @@ from lorafleet_serving.exceptions import (
     AdapterNotReady,
     AdapterRefusal,
     FetchFailed,
+    FilesGone,
     NoRoom,
     PodUnavailable,
 )
 
 _MOST_TRIES = 3
-"""Loads that one request may share with other versions of the same bytes that turn out to be refused."""
+"""Loads that one request may see fail for no fault of its version."""
 
 
 class Residency:
@@ -43,12 +45,16 @@ class Residency:
         artifacts: Artifacts,
         limits: WaitingLimits,
         on_refused: Callable[[CatalogVersion, AdapterRefusal], None],
+        *,
+        recheck_s: float,
     ) -> None:
+        """`recheck_s` is the longest time for which what could not be had is not tried again."""
         self._host = host
         self._engine = engine
         self._artifacts = artifacts
         self._limits = limits
         self._on_refused = on_refused
+        self._failures = FetchFailures(recheck_s)
         self._wanted: dict[str, tuple[CatalogVersion, bool]] = {}
         """What is to be prefetched, and whether others may have to leave for it."""
         self._prefetching: asyncio.Task[None] | None = None
@@ -71,9 +77,23 @@ class Residency:
         """Have a version's files on disk.
 
         Raises:
-            AdapterRefusal, FetchFailed, NoRoom: as `Artifacts.have` does.
+            AdapterRefusal, NoRoom: as `Artifacts.have` does.
+            FetchFailed: as `Artifacts.have` does, or at once where that failed a moment ago.
         """
-        return self.files(await self._artifacts.have(version))
+        self._failures.check(version)
+        try:
+            found = await self._artifacts.have(version)
+        except FilesGone:
+            raise  # They were there a moment ago.
+        except FetchFailed as error:
+            self._failures.note(version, error)
+            raise
+        self._failures.forget(version)
+        return self.files(found)
+
+    def retry(self, version: CatalogVersion) -> None:
+        """Somebody says that what could not be had may be there now: try when it is next asked for."""
+        self._failures.forget(version)
 
     def files(self, fetched: Fetched | Merged) -> AdapterFiles:
         """Where what was fetched or merged is, and what it will take in the engine."""
@@ -105,6 +125,7 @@ class Residency:
 
     def let_go(self, digest: str) -> None:
         """Let an adapter go that no version is served with."""
+        self._failures.forget_digest(digest)
         self._host.let_go(digest)
 
     def stop(self) -> None:
@@ -128,6 +149,7 @@ class Residency:
                 await self._load(version)
 
     async def _load(self, version: CatalogVersion) -> None:
+        told = ""
         for _ in range(_MOST_TRIES):
             try:
                 return await self._host.load(version.digest, partial(self._bring_own, version))
@@ -135,12 +157,15 @@ class Residency:
                 # Another version of the same bytes was refused for what is its own: ask for this one's.
                 if error.version is version:
                     raise AdapterNotReady(f"{version.label} is refused: {error}") from error
+                told = "others of the same bytes are refused"
             except AdapterRefusal as error:
                 self._on_refused(version, error)
                 raise AdapterNotReady(f"{version.label} is refused: {error}") from error
+            except FilesGone as error:
+                told = str(error)  # Another needed the place before the engine read them: they are brought again.
             except FetchFailed as error:
                 raise PodUnavailable(f"{version.label} cannot be had now: {error}") from error
-        raise PodUnavailable(f"{version.label} cannot be had now: others of the same bytes are refused: try again")
+        raise PodUnavailable(f"{version.label} cannot be had now: {told}: try again")
 
     async def _bring_own(self, version: CatalogVersion) -> AdapterFiles:
         try:

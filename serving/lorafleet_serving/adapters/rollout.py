@@ -74,6 +74,7 @@ class Rollout:
             # Somebody says that something changed; it may be the files of a version that was refused.
             for version in adapters[look.name].versions.values():
                 version.changed.set()
+                self._residency.retry(version)
         self._artifacts.keep(frozenset(version.digest for version in self._catalog.versions()))
 
     def refuse(self, version: CatalogVersion, error: AdapterRefusal) -> None:
@@ -225,6 +226,7 @@ class Rollout:
         registered = version.registered
         self._tasks.pop((registered.name, registered.version), None)
         self._note(version, ServeState.READY, None)
+        self._residency.retry(version)  # It was had a moment ago.
         adapter = self._catalog.adapters[registered.name]
         before = adapter.serving
         self._move_name(adapter)

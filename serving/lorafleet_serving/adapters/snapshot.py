@@ -31,12 +31,19 @@ class _Known:
 
 
 class CatalogSnapshot:
-    """The versions of one base that a pod served, one for each name, in its cache folder."""
+    """The versions of one base that a pod served, one for each name, in the folder that it has for itself.
+
+    One that has none of its own yet begins with the latest of those whose folders stand beside, which share its disk.
+    """
 
     def __init__(self, folder: Path, base_digest: str) -> None:
         self._path = folder / _FILE
         self._base_digest = base_digest
-        self._saved = self._load()
+        others = sorted(folder.parent.glob(f"*/{_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+        own = self._load(self._path)
+        looks = [own] if own is not None else map(self._load, others)
+        self._saved: Mapping[str, _Known] = next((found for found in looks if found is not None), {})
+        self._is_own = own is not None
 
     def look(self) -> RegistryLook:
         """What served last, as if the registry wanted that and nothing else."""
@@ -59,7 +66,7 @@ class CatalogSnapshot:
         """Write what serves now, if it is not what was written last."""
         found = {name: self._known(adapter) for name, adapter in catalog.adapters.items()}
         known = {name: item for name, item in found.items() if item is not None}
-        if known == self._saved:
+        if known == self._saved and self._is_own:
             return
         document = {
             "base_digest": self._base_digest,
@@ -73,7 +80,7 @@ class CatalogSnapshot:
             # It is tried again at the next look, and nothing else depends on it.
             _logger.error("%s cannot be written, for starts without the registry: %s", self._path, error)
             return
-        self._saved = known
+        self._saved, self._is_own = known, True
 
     def _known(self, adapter: CatalogAdapter) -> _Known | None:
         """The `live` version, or else the one that serves; what was known before while neither is ready."""
@@ -84,17 +91,17 @@ class CatalogSnapshot:
         wanted = None if before is None else adapter.desired.versions.get(before.registered.version)
         return None if wanted is None or wanted.withdrawn else before
 
-    def _load(self) -> Mapping[str, _Known]:
-        if not self._path.is_file():
-            return {}
+    def _load(self, path: Path) -> Mapping[str, _Known] | None:
+        if not path.is_file():
+            return None
         try:
-            document = json.loads(self._path.read_text())
+            document = json.loads(path.read_text())
             known = [_read(item) for item in document["versions"]]
             is_ours = document["base_digest"] == self._base_digest
         except (OSError, ValueError, KeyError, TypeError) as error:
-            _logger.warning("%s was damaged on disk, and is not used: %r", self._path, error)
-            return {}
-        return {item.registered.name: item for item in known} if is_ours else {}
+            _logger.warning("%s was damaged on disk, and is not used: %r", path, error)
+            return None
+        return {item.registered.name: item for item in known} if is_ours else None
 
 
 def _read(item: Mapping[str, object]) -> _Known:

@@ -25,10 +25,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lorafleet_serving.adapters.disk_lock import share
 from lorafleet_serving.adapters.weights import AdapterWeights
 from lorafleet_serving.engine.adapter_pool import AdapterPool
 from lorafleet_serving.engine.messages import AdapterLoaded, AdapterRefused
-from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, NoRoom
+from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, FilesGone, NoRoom
 from lorafleet_serving.layers.linear import LoraLinear
 
 _logger = logging.getLogger(__name__)
@@ -145,11 +146,16 @@ class LoadQueue:
 
     def _read(self, order: _Order) -> ReadEnded:
         project = partial(self._project, order.digest)
+        gone = FilesGone("its files have left the disk tier meanwhile")
         try:
-            return ReadEnded(order.digest, self._adapters.read(*order, project))
+            lock = share(order.folder)
+            if lock is None:
+                return ReadEnded(order.digest, gone)
+            with lock:  # No pod of the node evicts it now.
+                return ReadEnded(order.digest, self._adapters.read(*order, project))
         except (AdapterRefusal, NoRoom) as error:
-            if not order.folder.is_dir():
-                return ReadEnded(order.digest, FetchFailed("its files have left the disk tier meanwhile"))
+            if not order.folder.is_dir():  # It was found damaged.
+                return ReadEnded(order.digest, gone)
             # Without the frames it went through, which hold tensors.
             return ReadEnded(order.digest, error.with_traceback(None))
         except Exception as error:

@@ -9,7 +9,7 @@ from lorafleet_serving.engine.config import EngineConfig
 from lorafleet_serving.engine.handle import EngineHandle
 from lorafleet_serving.engine.request import ANONYMOUS
 from lorafleet_serving.engine.waiting_limits import WaitingLimits
-from lorafleet_serving.exceptions import AnswerLost, NoRoom
+from lorafleet_serving.exceptions import AnswerLost, FilesGone, NoRoom
 
 
 class MemoryEngine(EngineHandle):
@@ -29,6 +29,8 @@ class MemoryEngine(EngineHandle):
         self.allowed = asyncio.Event()
         self.allowed.set()
         self.num_loads = 0
+        self.num_gone = 0
+        """Loads whose files have left the disk."""
         self.generation = 0
 
     async def load(self, digest: str, folder: str) -> int:
@@ -37,6 +39,9 @@ class MemoryEngine(EngineHandle):
         if generation != self.generation:
             raise AnswerLost("the engine died")
         self.num_loads += 1
+        if self.num_gone:
+            self.num_gone -= 1
+            raise FilesGone("the files have left the disk")
         if sum(self.loaded.values()) + self._sizes[digest] > self._budget:
             raise NoRoom("the engine has no room")
         self.loaded[digest] = self._sizes[digest]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lorafleet_contract.digest import CONFIG_FILE, WEIGHTS_FILE, adapter_digest
-from lorafleet_serving.adapters.disk import DiskTier, lock_folder
-from lorafleet_serving.exceptions import InvalidSetting, NoRoom
+from lorafleet_serving.adapters.disk import DiskTier
+from lorafleet_serving.exceptions import NoRoom
 
 SIZE = 1000
 
@@ -97,15 +98,79 @@ def test_documents_damaged_while_the_pod_was_down_are_not_used(tmp_path: Path) -
         assert tier.load_documents("tickets", 1) is None
 
 
-def test_a_folder_belongs_to_one_pod_at_a_time(tmp_path: Path) -> None:
-    held = lock_folder(tmp_path)
-    with pytest.raises(InvalidSetting, match="--cache-dir"):
-        lock_folder(tmp_path)
-    held.close()
-    lock_folder(tmp_path).close()
+def test_what_is_used_stays_and_what_would_not_do_evicts_nothing(tmp_path: Path) -> None:
+    tier, other = DiskTier(tmp_path, 2 * SIZE), DiskTier(tmp_path, 2 * SIZE)
+    first, second = (_put(tier, seed) for seed in (1, 2))
+    with tier.use(first) as folder:
+        assert folder is not None
+        third = _put(other, 3)
+        assert other.digests() == {first, third}, "the older one was in use"
+        with pytest.raises(NoRoom, match="--disk-bytes"), other.staging(2 * SIZE):
+            pass
+        assert other.digests() == {first, third}
+    assert tier.find(second) is None
+    with other.staging(2 * SIZE):
+        assert other.digests() == frozenset()
 
 
-def test_a_folder_that_cannot_be_made_is_named_with_its_remedy(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InvalidSetting, match="--cache-dir"):
-        lock_folder(tmp_path / "file" / "cache")
+def test_what_another_pod_wants_goes_last(tmp_path: Path) -> None:
+    tier, other = DiskTier(tmp_path, 2 * SIZE), DiskTier(tmp_path, 2 * SIZE)
+    first, second = (_put(tier, seed) for seed in (1, 2))
+    other.keep(frozenset({first}))
+    tier.keep(frozenset())
+    third = _put(tier, 3)
+    assert tier.digests() == {first, third}
+    assert tier.find(second) is None
+
+
+def test_space_set_aside_by_one_pod_is_not_given_to_another(tmp_path: Path) -> None:
+    tier, other = DiskTier(tmp_path, 2 * SIZE), DiskTier(tmp_path, 2 * SIZE)
+    with tier.staging(SIZE + 1):
+        with pytest.raises(NoRoom), other.staging(SIZE):
+            pass
+        other.check_integrity()
+    with other.staging(2 * SIZE):
+        tier.check_integrity()
+
+
+def test_the_smallest_budget_counts_for_all(tmp_path: Path) -> None:
+    large = DiskTier(tmp_path, 3 * SIZE)
+    first, second, third = (_put(large, seed) for seed in (1, 2, 3))
+    small = DiskTier(tmp_path, 2 * SIZE)
+    assert large.digests() == {second, third}, "one that joins with less makes it less at once"
+    assert large.find(first) is None
+    with pytest.raises(NoRoom, match=f"of {2 * SIZE} bytes"), large.staging(3 * SIZE):
+        pass
+    large.check_integrity()
+    small.check_integrity()
+
+
+def test_what_two_pods_admit_at_once_stands_once_and_whole(tmp_path: Path) -> None:
+    tier, other = DiskTier(tmp_path, 3 * SIZE), DiskTier(tmp_path, 3 * SIZE)
+    with tier.staging(SIZE) as staged:
+        (staged / CONFIG_FILE).write_bytes(b"{}")
+        (staged / WEIGHTS_FILE).write_bytes(bytes([7]) * (SIZE - 2))
+        digest = _put(other, 7)
+        folder = tier.admit(staged, digest)
+    assert adapter_digest(folder) == digest
+    assert tier.digests() == {digest}
+    tier.check_integrity()
+
+
+def test_a_start_leaves_the_downloads_of_a_living_pod_alone(tmp_path: Path) -> None:
+    tier = DiskTier(tmp_path, 2 * SIZE)
+    with tier.staging(SIZE) as staged:
+        (staged / CONFIG_FILE).write_bytes(b"{}")
+        DiskTier(tmp_path, 2 * SIZE)
+        (staged / WEIGHTS_FILE).write_bytes(bytes(SIZE - 2))
+        digest = adapter_digest(staged)
+        assert tier.admit(staged, digest).is_dir()
+
+
+def test_what_is_wanted_need_not_be_written_for_a_pod_to_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tier = DiskTier(tmp_path, 2 * SIZE)
+    shutil.rmtree(tmp_path / "staging")
+    tier.keep(frozenset({"sha256:any"}))
+    assert "cannot be written" in caplog.text

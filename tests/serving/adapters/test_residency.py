@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from lorafleet_serving.exceptions import AdapterNotReady, AdapterRefusal, FetchF
 from tests.serving.adapters.memory_engine import MemoryEngine
 
 BUDGET = 100
+RECHECK_S = 600.0
 
 
 class Disk(Artifacts):
@@ -34,11 +36,16 @@ class Disk(Artifacts):
     def __init__(self, fetcher: FetcherHandle) -> None:
         super().__init__(RegistryClient(RegistryEndpoint("http://127.0.0.1:1")), fetcher, "base")
         self.wrong: set[str] = set()
+        self.is_away = False
+        self.num_tries = 0
         self.allowed = asyncio.Event()
         self.allowed.set()
 
     async def have(self, version: CatalogVersion) -> Fetched:
+        self.num_tries += 1
         await self.allowed.wait()
+        if self.is_away:
+            raise FetchFailed("S3 is away")
         if version.label in self.wrong:
             raise AdapterRefusal(f"the gate of {version.label} failed")
         return Fetched(0, "folder", 1, {}, "")
@@ -63,7 +70,7 @@ class Merger(FetcherHandle):
 class Bench:
     """Residency over an engine in memory."""
 
-    def __init__(self, tmp_path: Path, digests: list[str], budget: int = BUDGET) -> None:
+    def __init__(self, tmp_path: Path, digests: list[str], budget: int = BUDGET, recheck_s: float = RECHECK_S) -> None:
         self.engine = MemoryEngine(dict.fromkeys(digests, 1), budget)
         self.host = HostTier(self.engine, budget, EvictionOrder(EvictionPolicy.LRU), room_limit_s=1.0)
         self.merger = Merger(tmp_path)
@@ -71,7 +78,12 @@ class Bench:
         self.limits = WaitingLimits(4, [ANONYMOUS])
         self.refused: list[str] = []
         self.residency = Residency(
-            self.host, self.engine, self.disk, self.limits, lambda version, error: self.refused.append(version.label)
+            self.host,
+            self.engine,
+            self.disk,
+            self.limits,
+            lambda version, error: self.refused.append(version.label),
+            recheck_s=recheck_s,
         )
         self.merged = MergedAdapters(
             self.merger, self.host, self.residency, self.limits, max_adapters=3, idle_limit_s=600.0
@@ -115,6 +127,52 @@ async def test_what_is_wrong_with_one_version_does_not_refuse_another_of_the_sam
     assert bench.refused == [bad.label]
 
 
+async def test_what_failed_a_moment_ago_is_told_and_not_tried_until_somebody_says_so(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, list("ab"))
+    version, other = _version("a", "a"), _version("b", "b")
+    bench.disk.is_away = True
+    for _ in range(5):
+        with pytest.raises(PodUnavailable, match="S3 is away"):
+            await bench.load(version)
+    assert bench.disk.num_tries == 1
+    with pytest.raises(PodUnavailable, match="S3 is away"):
+        await bench.load(other)
+    assert bench.disk.num_tries == 2, "another was not tried"
+    bench.disk.is_away = False
+    bench.residency.retry(version)
+    await bench.load(version)
+    assert bench.host.holds("a")
+    # What was let go of and comes again has failed in nothing.
+    bench.residency.let_go("b")
+    await bench.load(other)
+
+
+async def test_what_failed_is_tried_again_by_itself_within_the_limit(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, ["a"], recheck_s=0.05)
+    bench.disk.is_away = True
+    while bench.disk.num_tries < 3:
+        with pytest.raises(PodUnavailable, match="S3 is away"):
+            await bench.load(_version("a", "a"))
+        await asyncio.sleep(0.001)
+    bench.disk.is_away = False
+    while not bench.host.holds("a"):
+        with suppress(PodUnavailable):
+            await bench.load(_version("a", "a"))
+        await asyncio.sleep(0.001)
+    assert bench.disk.num_tries == 4
+
+
+async def test_files_that_left_the_disk_before_they_were_read_are_brought_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, ["a"])
+    bench.engine.num_gone = 1
+    await bench.load(_version("a", "a"))
+    assert bench.disk.num_tries == 2
+    bench.engine.unload("a")
+    bench.engine.num_gone = 100
+    with pytest.raises(PodUnavailable, match="left the disk"):
+        await bench.load(_version("a", "a"))
+
+
 async def test_who_waits_for_an_adapter_counts_as_waiting(tmp_path: Path) -> None:
     bench = Bench(tmp_path, list("abcdef"))
     bench.disk.allowed.clear()
@@ -137,7 +195,9 @@ async def test_who_waits_for_an_adapter_counts_as_waiting(tmp_path: Path) -> Non
 async def test_prefetching_evicts_nothing_where_it_may_not(tmp_path: Path) -> None:
     bench = Bench(tmp_path, list("abc"))
     bench.host = HostTier(bench.engine, 2, EvictionOrder(EvictionPolicy.LRU), room_limit_s=1.0)
-    residency = Residency(bench.host, bench.engine, bench.disk, bench.limits, lambda version, error: None)
+    residency = Residency(
+        bench.host, bench.engine, bench.disk, bench.limits, lambda version, error: None, recheck_s=RECHECK_S
+    )
     bench.engine._ready.set()
     for digest in "ab":
         with bench.host.lease(digest):

@@ -71,7 +71,7 @@ async def test_a_version_that_failed_two_thousand_times_is_tried_again(
     host = HostTier(engine, 1, EvictionOrder(EvictionPolicy.LRU), room_limit_s=1.0)
     trial = Trial(engine, host, SmokeTest(engine, PodTokenizer(tiny_model), 1), TrialMemory(tmp_path, "conditions"))
     artifacts = AwayArtifacts(RegistryClient(RegistryEndpoint("http://127.0.0.1:1")), fetcher, enough=2000)
-    residency = Residency(host, engine, artifacts, limits, lambda version, error: None)
+    residency = Residency(host, engine, artifacts, limits, lambda version, error: None, recheck_s=30.0)
     bringing_up = Rollout(catalog, artifacts, residency, trial, refusal_recheck_s=_LIMIT_S, canary_window_s=_LIMIT_S)
     bringing_up.apply(LOOK)
     await asyncio.wait_for(artifacts.tried_enough.wait(), _LIMIT_S)

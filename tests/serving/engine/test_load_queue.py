@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from lorafleet_serving.adapters.disk_lock import try_lock
 from lorafleet_serving.adapters.dora import Project
 from lorafleet_serving.adapters.weights import AdapterWeights
 from lorafleet_serving.engine.adapter_pool import AdapterPool
 from lorafleet_serving.engine.load_queue import LoadQueue, Projection, ReadEnded
 from lorafleet_serving.engine.messages import AdapterLoaded, AdapterRefused
-from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, NoRoom
+from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed, FilesGone, NoRoom
 from lorafleet_serving.layers.linear import LoraLinear
 from lorafleet_serving.models.registry import LanguageModel, load_model
 from tests.serving.random_model import write_adapter, write_llama
@@ -81,6 +82,10 @@ class Loads:
     def allow(self) -> ReadEnded:
         """Let one be read to its end."""
         self.pool.allowed.release()
+        return self.read()
+
+    def read(self) -> ReadEnded:
+        """What came of one that was read."""
         return self._read.get(timeout=_LIMIT_S)
 
     def take(self) -> Ends:
@@ -193,7 +198,25 @@ def test_files_that_leave_while_they_are_read_are_no_fault_of_the_adapter(
     shutil.rmtree(tmp_path / "evicted")
     (refused,) = loads.take()
     assert isinstance(refused, AdapterRefused)
-    assert isinstance(refused.error, FetchFailed)
+    assert isinstance(refused.error, FilesGone)
+
+
+def test_files_are_taken_away_by_nobody_while_they_are_read_nor_looked_for_when_they_have_left(
+    loads: Loads, folders: dict[str, Path]
+) -> None:
+    loads.add("first")
+    loads.await_began("first")
+    assert try_lock(folders["first"]) is None
+    assert [type(end) for end in loads.take()] == [AdapterLoaded]
+    alone = try_lock(folders["first"])
+    assert alone is not None
+    alone.close()
+    loads = Loads(loads.pool, {"gone": folders["first"].parent / "gone"})
+    loads.add("gone")
+    loads.finish(loads.read())
+    (refused,) = loads.drain()
+    assert isinstance(refused, AdapterRefused)
+    assert isinstance(refused.error, FilesGone)
 
 
 def test_what_only_the_base_models_weights_show_is_refused_and_holds_up_no_other(
