@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from lorafleet_contract.digest import CONFIG_FILE, WEIGHTS_FILE, adapter_digest
@@ -21,7 +21,13 @@ NUM_PROCESSES = 2
 BUDGET = 1000
 SIZES = (200, 300, 450, 500, 700, 1000)
 """Of the adapters, by seed."""
-SHORT = settings(max_examples=8, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SHORT = settings(
+    max_examples=8,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # To shrink would take a thousand processes.
+)
 SOAK = settings(SHORT, max_examples=150, stateful_step_count=60)
 
 processes = st.integers(0, NUM_PROCESSES - 1)
@@ -74,6 +80,13 @@ class DiskMachine(RuleBasedStateMachine):
         assert (DIGESTS[seed] in self.watching.digests()) is is_whole
 
     @rule(who=processes, seed=seeds)
+    def download(self, who: int, seed: int) -> None:
+        self.begin(who, seed)
+        if self.begun.get(seed) == who:
+            del self.begun[seed]
+            self.living[who].call("finish", DIGESTS[seed])
+
+    @rule(who=processes, seed=seeds)
     def use(self, who: int, seed: int) -> None:
         if (who, seed) not in self.used:
             is_there = DIGESTS[seed] in self.watching.digests()
@@ -92,8 +105,10 @@ class DiskMachine(RuleBasedStateMachine):
     def want(self, who: int, wanted: frozenset[int]) -> None:
         self.living[who].call("keep", frozenset(DIGESTS[seed] for seed in wanted))
 
-    @rule(who=processes)
-    def kill_and_start_again(self, who: int) -> None:
+    @precondition(lambda self: self.begun or self.used)
+    @rule(data=st.data())
+    def kill_and_start_again(self, data: st.DataObject) -> None:
+        who = data.draw(st.sampled_from(sorted({*self.begun.values(), *(other for other, _ in self.used)})))
         self.living[who].kill()
         self.begun = {seed: other for seed, other in self.begun.items() if other != who}
         self.used = {(other, seed) for other, seed in self.used if other != who}
