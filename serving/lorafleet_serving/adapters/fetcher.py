@@ -21,6 +21,8 @@ from lorafleet_serving.adapters.messages import (
     FetchOrder,
     FetchResult,
     FetchUnchanged,
+    HandFetched,
+    HandOrder,
     KeepAdapters,
     Merged,
     MergeOrder,
@@ -29,7 +31,7 @@ from lorafleet_serving.adapters.messages import (
 )
 from lorafleet_serving.adapters.source import S3Source, StoredObject, stamp
 from lorafleet_serving.adapters.tensor_header import read_header
-from lorafleet_serving.adapters.verification import read_document, verify_documents, verify_files
+from lorafleet_serving.adapters.verification import read_document, verify_by_hand, verify_documents, verify_files
 from lorafleet_serving.config import FetcherConfig
 from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge, FetchFailed, NoRoom
 
@@ -63,19 +65,20 @@ class Fetcher:
         """Hash an adapter's files again before they are next used."""
         self._disk.distrust(digest)
 
-    def execute(self, order: FetchOrder) -> None:
+    def execute(self, order: FetchOrder | HandOrder) -> None:
         """Run one order to its result."""
-        self._answer(order, lambda: self._fetch(order))
+        self._answer(order, lambda: self._fetch_by_hand(order) if isinstance(order, HandOrder) else self._fetch(order))
 
-    def take_at_hand(self, order: FetchOrder) -> bool:
+    def take_at_hand(self, order: FetchOrder | HandOrder) -> bool:
         """Run one order if what it asks for is on disk and good; never waits for S3, nor for a download."""
+        assert order.digest is not None, "only what was fetched once can be at hand"
         flight = self._flights[order.digest]
         if not flight.acquire(blocking=False):
             return False
         try:
-            found = self._on_disk(order)
+            found = self._found_by_hand(order) if isinstance(order, HandOrder) else self._on_disk(order)
         except Exception as error:  # S3 may have better, and if not, the order that asks there tells what is wrong.
-            _logger.warning("%s:%d cannot be taken from disk: %r", order.name, order.version, error)
+            _logger.warning("%s cannot be taken from disk: %r", order, error)
             return False
         finally:
             flight.release()
@@ -149,6 +152,23 @@ class Fetcher:
             error.stamp = mark
             raise
 
+    def _fetch_by_hand(self, order: HandOrder) -> HandFetched:
+        parts = self._adapter_parts(_in_adapter_folder(self._source.list(order.address)))
+        with self._disk.staging(_num_bytes(parts)) as staged:
+            self._download(parts, staged)
+            digest = verify_by_hand(staged, order, max_rank=self._config.max_rank)
+            with self._flights[digest]:
+                folder = self._disk.find(digest) or self._disk.admit(staged, digest)
+        self._post(DiskChanged(self._disk.digests()))
+        return HandFetched(order.order_id, str(folder), _num_elements(folder), digest)
+
+    def _found_by_hand(self, order: HandOrder) -> HandFetched | None:
+        assert order.digest is not None, "only what was fetched once can be at hand"
+        folder = self._disk.find(order.digest)
+        if folder is None:
+            return None
+        return HandFetched(order.order_id, str(folder), _num_elements(folder), order.digest)
+
     def _from_source(self, order: FetchOrder, objects: Objects) -> Fetched:
         manifest = self._read(objects, MANIFEST_FILE)
         report = self._read(objects, GATE_REPORT_FILE)
@@ -172,15 +192,21 @@ class Fetcher:
         folder = self._disk.find(digest)
         if folder is not None:
             return folder
-        limits = {CONFIG_FILE: _DOCUMENT_LIMIT, WEIGHTS_FILE: self._config.max_adapter_bytes}
-        parts = {name: _require(objects, f"{ADAPTER_FOLDER}/{name}", limits[name]) for name in ADAPTER_FILES}
-        with self._disk.staging(sum(part.size for part in parts.values())) as staged:
-            for name, part in parts.items():
-                self._source.download(part, staged / name)
+        parts = self._adapter_parts(objects)
+        with self._disk.staging(_num_bytes(parts)) as staged:
+            self._download(parts, staged)
             verify_files(staged, digest)
             folder = self._disk.admit(staged, digest)
         self._post(DiskChanged(self._disk.digests()))
         return folder
+
+    def _adapter_parts(self, objects: Objects) -> Objects:
+        limits = {CONFIG_FILE: _DOCUMENT_LIMIT, WEIGHTS_FILE: self._config.max_adapter_bytes}
+        return {name: _require(objects, f"{ADAPTER_FOLDER}/{name}", limits[name]) for name in ADAPTER_FILES}
+
+    def _download(self, parts: Objects, folder: Path) -> None:
+        for name, part in parts.items():
+            self._source.download(part, folder / name)
 
     def _verify(self, order: FetchOrder, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         key, max_rank = self._config.gate_key, self._config.max_rank
@@ -193,6 +219,17 @@ class Fetcher:
 
 def _num_elements(folder: Path) -> int:
     return sum(tensor.num_elements for tensor in read_header(folder / WEIGHTS_FILE).values())
+
+
+def _num_bytes(parts: Objects) -> int:
+    return sum(part.size for part in parts.values())
+
+
+def _in_adapter_folder(objects: Objects) -> Objects:
+    """An adapter's objects as a version has them; one that nobody registered may lie there bare, as PEFT writes it."""
+    if CONFIG_FILE not in objects:
+        return objects
+    return {f"{ADAPTER_FOLDER}/{name}": objects[name] for name in ADAPTER_FILES if name in objects}
 
 
 def _relevant(objects: Objects) -> dict[str, StoredObject]:

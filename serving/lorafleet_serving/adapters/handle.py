@@ -16,6 +16,8 @@ from lorafleet_serving.adapters.messages import (
     FetcherReady,
     FetchOrder,
     FetchUnchanged,
+    HandFetched,
+    HandOrder,
     KeepAdapters,
     Merged,
     MergeOrder,
@@ -27,6 +29,8 @@ from lorafleet_serving.child import ChildProcess
 from lorafleet_serving.config import FetcherConfig
 from lorafleet_serving.exceptions import FetchFailed
 
+_Result = Fetched | HandFetched | Merged | None
+
 _MAX_CRASHES = 3
 """An order that was under way in this many crashes is given back: it may be what crashes the fetcher."""
 
@@ -34,7 +38,7 @@ _MAX_CRASHES = 3
 @dataclass
 class _Pending:
     order: Order
-    future: asyncio.Future[Fetched | Merged | None]
+    future: asyncio.Future[_Result]
     num_crashes: int = 0
 
 
@@ -77,6 +81,18 @@ class FetcherHandle:
         assert found is None or isinstance(found, Fetched), "a fetch was answered with something else"
         return found
 
+    async def fetch_by_hand(self, order: HandOrder) -> HandFetched:
+        """Have an adapter that is loaded by hand brought to disk and verified.
+
+        Raises:
+            AdapterRefusal: it must not be served as it is.
+            FetchFailed: it could not be fetched now.
+            NoRoom: the disk tier has no room for it now.
+        """
+        found = await self._order(replace(order, order_id=next(self._order_ids)))
+        assert isinstance(found, HandFetched), "a fetch by hand was answered with something else"
+        return found
+
     async def merge(self, recipe: MergeRecipe) -> Merged:
         """Have adapters of the disk tier merged.
 
@@ -89,8 +105,8 @@ class FetcherHandle:
         assert isinstance(found, Merged), "a merge was answered with something else"
         return found
 
-    async def _order(self, order: Order) -> Fetched | Merged | None:
-        future: asyncio.Future[Fetched | Merged | None] = asyncio.get_running_loop().create_future()
+    async def _order(self, order: Order) -> _Result:
+        future: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
         self._pending[order.order_id] = _Pending(order, future)
         if self.is_ready:
             self._child.send(order)
@@ -121,14 +137,14 @@ class FetcherHandle:
                     self._child.send(pending.order)
             case DiskChanged(digests):
                 self.on_disk = digests
-            case Fetched(order_id) | Merged(order_id):
+            case Fetched(order_id) | HandFetched(order_id) | Merged(order_id):
                 self._resolve(order_id, event)
             case FetchUnchanged(order_id):
                 self._resolve(order_id, None)
             case NotFetched(order_id, error):
                 self._resolve(order_id, error)
 
-    def _resolve(self, order_id: int, result: Fetched | Merged | Exception | None) -> None:
+    def _resolve(self, order_id: int, result: _Result | Exception) -> None:
         pending = self._pending.pop(order_id, None)
         if pending is None or pending.future.done():
             return  # Nobody waits any more.

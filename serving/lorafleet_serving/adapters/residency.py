@@ -14,7 +14,7 @@ from functools import partial
 from lorafleet_serving.adapters.artifacts import Artifacts
 from lorafleet_serving.adapters.catalog import CatalogVersion
 from lorafleet_serving.adapters.host import AdapterFiles, HostTier
-from lorafleet_serving.adapters.messages import Fetched, Merged
+from lorafleet_serving.adapters.messages import Fetched, HandFetched, Merged
 from lorafleet_serving.engine.handle import EngineHandle
 from lorafleet_serving.engine.request import Tenant
 from lorafleet_serving.engine.waiting_limits import WaitingLimits
@@ -75,7 +75,7 @@ class Residency:
         """
         return self.files(await self._artifacts.have(version))
 
-    def files(self, fetched: Fetched | Merged) -> AdapterFiles:
+    def files(self, fetched: Fetched | HandFetched | Merged) -> AdapterFiles:
         """Where what was fetched or merged is, and what it will take in the engine."""
         item_bytes = self._engine.facts.item_bytes if self._engine.facts is not None else 1
         return AdapterFiles(fetched.folder, fetched.num_elements * item_bytes)

@@ -183,7 +183,7 @@ class _PodGauges(Collector):
             labels=("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
         )
         names = ",".join(sorted(resident)), ",".join(sorted(busy - resident))
-        family.add_metric((str(len(catalog.adapters)), *names), time.time())
+        family.add_metric((str(len(catalog.adapters) + len(catalog.by_hand)), *names), time.time())
         return family
 
 
