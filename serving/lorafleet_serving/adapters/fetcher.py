@@ -29,7 +29,8 @@ from lorafleet_serving.adapters.messages import (
     NotFetched,
     Order,
 )
-from lorafleet_serving.adapters.source import S3Source, StoredObject, stamp
+from lorafleet_serving.adapters.source import StoredObject, stamp
+from lorafleet_serving.adapters.sources import Sources
 from lorafleet_serving.adapters.tensor_header import read_header
 from lorafleet_serving.adapters.verification import read_document, verify_by_hand, verify_documents, verify_files
 from lorafleet_serving.config import FetcherConfig
@@ -49,9 +50,7 @@ class Fetcher:
     def __init__(self, config: FetcherConfig, post: Callable[[FetcherEvent], None]) -> None:
         self._config = config
         self._post = post
-        self._source = S3Source(
-            config.s3_endpoint, config.fetch_concurrency, config.s3_buckets, limit_s=config.fetch_limit_s
-        )
+        self._source = Sources(config)
         self._disk = DiskTier(config.cache_dir, config.disk_bytes)
         # One flight per digest: versions that share their bytes download them once.
         self._flights: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from lorafleet_contract.digest import CONFIG_FILE, WEIGHTS_FILE, adapter_digest
-from tests.serving.conftest import SourceFactory
+from tests.serving.conftest import PodFactory, SourceFactory
 from tests.serving.hostile_files import hostile_files
 from tests.serving.pod_process import ADMIN_TOKEN, PodProcess
 from tests.serving.registered_adapter import RegistryHand
@@ -221,3 +221,26 @@ def test_every_load_is_in_the_audit_log(pod: PodProcess, registry: RegistryHand,
     assert [item["action"] for item in told] == ["load", "load", "unload"]
     assert (told[0]["address"], told[0]["outcome"], told[0]["by"]) == (address, "done", "admin")
     assert "already been loaded" in told[1]["outcome"]
+
+
+def test_a_folder_under_a_root_is_loaded_and_none_elsewhere(
+    pod_factory: PodFactory, folder: Path, name: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(folder, root / "good")
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+    shutil.copytree(folder, root / "linked")
+    (root / "linked" / WEIGHTS_FILE).unlink()
+    (root / "linked" / WEIGHTS_FILE).symlink_to(tmp_path / "elsewhere" / WEIGHTS_FILE)
+    shutil.copytree(folder, root / "fifo")
+    (root / "fifo" / WEIGHTS_FILE).unlink()
+    os.mkfifo(root / "fifo" / WEIGHTS_FILE)
+    rooted = pod_factory("--local-roots", str(root))
+    rooted.wait_ready()
+    for address in ("elsewhere", "root/link", "root/linked", "root/fifo", "root/../elsewhere"):
+        answer = load(rooted, name, f"{tmp_path}/{address}")
+        assert answer.status_code == 400, (address, answer.text)
+    assert load(rooted, name, f"file://{root}/good").status_code == 200
+    assert ask(rooted, name).headers["x-lorafleet-digest"] == adapter_digest(folder)
+    assert rooted.http.post("/v1/completions", json={"model": f"{root}/good", "prompt": "a"}).status_code == 403
