@@ -70,6 +70,18 @@ class AdapterReport:
 
 
 @dataclass(frozen=True)
+class HandLoadedReport:
+    """An adapter that an administrator loaded into one pod, and that the registry knows nothing of."""
+
+    name: str
+    address: str
+    digest: str
+    tiers: tuple[Tier, ...] = ()
+    pinned: bool = False
+    in_flight: int = 0
+
+
+@dataclass(frozen=True)
 class PodReport:
     """Everything a pod says about its adapters."""
 
@@ -82,6 +94,7 @@ class PodReport:
     synced_at: float | None = None
     """Unix time of the last complete look at the registry, in seconds."""
     capacity: Mapping[str, int] = field(default_factory=dict)
+    loaded_by_hand: tuple[HandLoadedReport, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON object."""
@@ -96,7 +109,8 @@ class PodReport:
         """
         try:
             adapters = tuple(_adapter(item) for item in data["adapters"])
-            return cls(**{**data, "adapters": adapters})
+            by_hand = tuple(_loaded_by_hand(item) for item in data.get("loaded_by_hand", ()))
+            return cls(**{**data, "adapters": adapters, "loaded_by_hand": by_hand})
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidManifest(f"pod report: {error}") from error
 
@@ -109,6 +123,10 @@ def _adapter(data: Mapping[str, Any]) -> AdapterReport:
         "shadow": None if shadow is None else ShadowReport(**shadow),
     }
     return AdapterReport(**{**data, "versions": versions, **compared})
+
+
+def _loaded_by_hand(data: Mapping[str, Any]) -> HandLoadedReport:
+    return HandLoadedReport(**{**data, "tiers": tuple(Tier(tier) for tier in data["tiers"])})
 
 
 def _version(data: Mapping[str, Any]) -> VersionReport:

@@ -33,6 +33,8 @@ class FetcherConfig:
     """None is AWS itself."""
     s3_buckets: tuple[str, ...] = ()
     """Buckets that adapters are read from; empty allows all that the credentials do."""
+    local_roots: tuple[Path, ...] = ()
+    """Folders of this machine that adapters are read from, at any depth; empty reads none."""
     disk_bytes: int = 20 * GIB
     max_adapter_bytes: int = 2 * GIB
     fetch_concurrency: int = 4
@@ -58,6 +60,9 @@ class FetcherConfig:
         _check("s3_endpoint", endpoint, endpoint is None or _is_url(endpoint), "an http:// or https:// address")
         names = self.s3_buckets
         _check("s3_buckets", names, all(map(_BUCKET.fullmatch, names)), "names of buckets, separated by commas")
+        roots = self.local_roots
+        are_folders = all(root.is_absolute() and root.is_dir() for root in roots)
+        _check("local_roots", [str(root) for root in roots], are_folders, "absolute paths of folders, with commas")
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,10 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(map(Path, _names(text)))
+
+
 _SETTINGS = (
     _Setting(PodConfig, "host", str, "address to listen on"),
     _Setting(PodConfig, "port", int, "port to listen on; 0 takes a free one"),
@@ -194,6 +203,7 @@ _SETTINGS = (
     _Setting(FetcherConfig, "cache_dir", Path, "folder of the disk tier, which pods of one node may share"),
     _Setting(FetcherConfig, "s3_endpoint", str, "address of the S3 service; AWS unless set"),
     _Setting(FetcherConfig, "s3_buckets", _names, "buckets that adapters are read from, with commas; unset is any"),
+    _Setting(FetcherConfig, "local_roots", _paths, "folders that adapters are read from, with commas; unset is none"),
     _Setting(
         FetcherConfig, "disk_bytes", int, "byte budget of the disk tier; the smallest of the pods that share it counts"
     ),

@@ -4,6 +4,7 @@ ServingError
   + InvalidSetting       a setting of the pod is wrong; it does not start
   + InvalidRequest       a request's field breaks a rule (also a ValueError)
       + PromptTooLong        a prompt leaves no room for an answer in the model's context
+      + CannotLoad           an adapter that is to be loaded by hand lacks something, is there already or is wrong
   + UnsupportedModel     the base model's architecture or an option of it is not served
   + AdapterRefusal       an adapter's contents are wrong or not served
       + AdapterTooLarge      an adapter is larger than a whole tier
@@ -13,6 +14,7 @@ ServingError
   + ClientGone           a request's client has left before it was answered
   + BodyTooLong          a request's body is longer than the pod reads
   + UnknownAdapter       a request names an adapter or version that the pod does not know
+  + NameTaken            a name that is to be loaded by hand belongs to the registry or to the base model
   + AdapterWithdrawn     a request names a version that was withdrawn
   + AdapterNotReady      a request names a version that is not loaded, or was refused
   + Unauthorized         credentials are missing or wrong
@@ -83,6 +85,14 @@ class BodyTooLong(ServingError):
 
 class PromptTooLong(InvalidRequest):
     """Raised when a prompt leaves no room for an answer in the model's context."""
+
+
+class CannotLoad(InvalidRequest):
+    """Raised when an adapter cannot be loaded by hand: a field is missing or wrong, it is there, or it is refused."""
+
+
+class NameTaken(ServingError):
+    """Raised when a name cannot be loaded or unloaded by hand, since it belongs to the registry or the base model."""
 
 
 class UnknownAdapter(ServingError):

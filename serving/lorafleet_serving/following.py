@@ -14,6 +14,8 @@ from lorafleet_serving.adapters.administration import Administration
 from lorafleet_serving.adapters.artifacts import Artifacts
 from lorafleet_serving.adapters.catalog import Catalog, CatalogVersion
 from lorafleet_serving.adapters.comparisons import Comparisons
+from lorafleet_serving.adapters.hand_loaded import HandLoaded
+from lorafleet_serving.adapters.hand_loading import HandLoading
 from lorafleet_serving.adapters.handle import FetcherHandle
 from lorafleet_serving.adapters.host import HostTier
 from lorafleet_serving.adapters.merged import MergedAdapters
@@ -73,11 +75,12 @@ class Following:
         )
         smoke = SmokeTest(parts.engine, tokenizer, config.smoke_tokens)
         memory = TrialMemory(config.own_folder, trial_conditions(config, base_digest))
+        trial = Trial(parts.engine, parts.host, smoke, memory)
         self._rollout = Rollout(
             parts.catalog,
             artifacts,
             self.residency,
-            Trial(parts.engine, parts.host, smoke, memory),
+            trial,
             refusal_recheck_s=config.refusal_recheck_s,
             canary_window_s=config.canary_window_s,
         )
@@ -89,6 +92,8 @@ class Following:
             on_look=partial(to_loop, self._apply),
             on_error=partial(to_loop, self._note_error),
         )
+        base_names = (config.base_id, config.engine.model.resolve().name)
+        self.by_hand = HandLoading(parts.catalog, artifacts, self.residency, trial, base_names)
         self.administration = Administration(parts.host, self.residency, artifacts)
         self.comparisons = Comparisons(parts.catalog, ShadowTraffic(parts.engine, parts.host, self.residency))
         self._catalog = parts.catalog
@@ -133,6 +138,7 @@ class Following:
 
     def _apply(self, look: RegistryLook) -> None:
         self._rollout.apply(look)
+        self.by_hand.give_way()
         self.merged.expire()
         if look.name is None:
             self._knows_anything = True
@@ -163,4 +169,7 @@ class Following:
             self._knows_anything = True
 
     def _refuse(self, version: CatalogVersion, error: AdapterRefusal) -> None:
-        self._rollout.refuse(version, error)
+        if isinstance(version, HandLoaded):
+            self.by_hand.refuse(version, error)
+        else:
+            self._rollout.refuse(version, error)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from lorafleet_contract.fleet import AdapterReport, CanaryReport, PodReport, ShadowReport, VersionReport
+from lorafleet_contract.fleet import (
+    AdapterReport,
+    CanaryReport,
+    HandLoadedReport,
+    PodReport,
+    ShadowReport,
+    VersionReport,
+)
 from lorafleet_contract.states import ServeState, Tier
 from lorafleet_serving.adapters.catalog import CatalogAdapter, CatalogVersion
 from lorafleet_serving.pod import Pod
@@ -25,6 +32,7 @@ def report(pod: Pod) -> PodReport:
         registry_error=None if pod.following is None else pod.following.error,
         synced_at=None if pod.following is None else pod.following.synced_at,
         capacity=capacity,
+        loaded_by_hand=tuple(_by_hand(pod, item, pinned) for _, item in sorted(pod.catalog.by_hand.items())),
     )
 
 
@@ -86,20 +94,35 @@ def _shadow(adapter: CatalogAdapter) -> ShadowReport | None:
     return ShadowReport(shadow.version, shadow.num_answers, shadow.num_same, shadow.num_skipped, shadow.doubt)
 
 
-def _version(pod: Pod, version: CatalogVersion, state: ServeState, pinned: frozenset[str]) -> VersionReport:
+def _by_hand(pod: Pod, version: CatalogVersion, pinned: frozenset[str]) -> HandLoadedReport:
+    return HandLoadedReport(
+        name=version.name,
+        address=version.registered.source,
+        digest=version.digest,
+        tiers=_tiers(pod, version),
+        pinned=version.digest in pinned,
+        in_flight=pod.host.num_leases(version.digest),
+    )
+
+
+def _tiers(pod: Pod, version: CatalogVersion) -> tuple[Tier, ...]:
     stats = pod.engine.stats
     held = {
         Tier.DEVICE: stats is not None and version.digest in stats.device_adapters,
         Tier.HOST: pod.host.holds(version.digest),
         Tier.DISK: version.digest in pod.fetcher.on_disk,
     }
+    return tuple(tier for tier, there in held.items() if there)
+
+
+def _version(pod: Pod, version: CatalogVersion, state: ServeState, pinned: frozenset[str]) -> VersionReport:
     return VersionReport(
         version=version.registered.version,
         digest=version.digest,
         state=state,
         aliases=version.aliases,
         error=version.error,
-        tiers=tuple(tier for tier, there in held.items() if there),
+        tiers=_tiers(pod, version),
         pinned=version.digest in pinned,
         in_flight=pod.host.num_leases(version.digest),
         asked_at=version.asked_at,

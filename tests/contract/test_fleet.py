@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lorafleet_contract.exceptions import InvalidManifest
-from lorafleet_contract.fleet import AdapterReport, CanaryReport, PodReport, VersionReport
+from lorafleet_contract.fleet import AdapterReport, CanaryReport, HandLoadedReport, PodReport, VersionReport
 from lorafleet_contract.states import GateStatus, ServeState, Tier
 
 VERSION = VersionReport(
@@ -28,6 +28,7 @@ REPORT = PodReport(
     ),
     capacity={"device_bytes": 10},
     synced_at=1.5,
+    loaded_by_hand=(HandLoadedReport("trial", "s3://bucket/x", "sha256:3", (Tier.HOST,), pinned=True),),
 )
 
 

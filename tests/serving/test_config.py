@@ -67,6 +67,8 @@ def test_secrets_come_from_variables_and_do_not_print(model: Path) -> None:
         (["--smoke-tokens", "9"], {}, "between 1 and 8"),
         (["--max-adapter-bytes", "99999999999"], {}, "disk_bytes"),
         (["--s3-endpoint", "somewhere"], {}, "http://"),
+        (["--local-roots", "/tmp,relative"], {}, "absolute paths of folders"),
+        (["--local-roots", "/nowhere/at/all"], {}, "absolute paths of folders"),
         (["--s3-buckets", "mlflow,s3://other"], {}, "names of buckets, separated by commas"),
         (["--registry-url", "http://registry"], {}, "LORAFLEET_GATE_KEY"),
         (["--served-name", "模型"], {}, "served_name"),

@@ -9,8 +9,9 @@ from lorafleet_contract.digest import is_digest
 from lorafleet_contract.exceptions import ContractError
 from lorafleet_contract.registry import RegistryClient
 from lorafleet_serving.adapters.catalog import CatalogVersion
+from lorafleet_serving.adapters.hand_loaded import HandLoaded
 from lorafleet_serving.adapters.handle import FetcherHandle
-from lorafleet_serving.adapters.messages import Fetched, FetchOrder
+from lorafleet_serving.adapters.messages import Fetched, FetchOrder, HandFetched, HandOrder
 from lorafleet_serving.adapters.watcher import RegisteredVersion
 from lorafleet_serving.exceptions import AdapterRefusal, FetchFailed
 
@@ -41,12 +42,22 @@ class Artifacts:
         """
         return await self._fetcher.fetch(replace(await self._order(version), refused_stamp=refused_stamp))
 
-    async def have(self, version: CatalogVersion) -> Fetched:
+    async def fetch_by_hand(self, order: HandOrder) -> HandFetched:
+        """Have an adapter that is loaded by hand brought to disk and verified.
+
+        Raises:
+            AdapterRefusal, FetchFailed, NoRoom: as `fetch` does.
+        """
+        return await self._fetcher.fetch_by_hand(order)
+
+    async def have(self, version: CatalogVersion) -> Fetched | HandFetched:
         """Have a version on disk, from wherever it comes first.
 
         Raises:
             AdapterRefusal, FetchFailed, NoRoom: as `fetch` does.
         """
+        if isinstance(version, HandLoaded):
+            return await self._fetcher.fetch_by_hand(version.order)
         found = await self._fetcher.fetch(replace(await self._order(version), at_hand=True))
         assert found is not None, "an order without a stamp was answered as unchanged"
         return found

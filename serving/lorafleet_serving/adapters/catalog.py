@@ -155,11 +155,14 @@ class Catalog:
 
     def __init__(self) -> None:
         self.adapters: dict[str, CatalogAdapter] = {}
+        self.by_hand: dict[str, CatalogVersion] = {}
+        """What an administrator loaded, by name; the registry knows nothing of it, and its names come first."""
 
     def versions(self) -> Iterator[CatalogVersion]:
         """Every version that something asks for."""
         for adapter in self.adapters.values():
             yield from (version for version in adapter.versions.values() if version.state is not None)
+        yield from self.by_hand.values()
 
     def canary_with(self, version: CatalogVersion) -> Canary | None:
         """The canary in which a version's answers count, as champion or as challenger."""
@@ -192,6 +195,8 @@ class Catalog:
             Forbidden: it is a shadow.
         """
         adapter = self.adapters.get(reference.name)
+        if adapter is None and reference.name in self.by_hand:
+            return _by_hand(self.by_hand[reference.name], reference)
         if adapter is None:
             raise UnknownAdapter(f"there is no adapter {reference.name!r} for this base model: see /v1/models")
         if reference.version is None and reference.alias in (None, Alias.CHAMPION):
@@ -206,6 +211,12 @@ class Catalog:
         if version is None:
             raise UnknownAdapter(f"there is no {reference} for this base model")
         return _servable(version)
+
+
+def _by_hand(version: CatalogVersion, reference: NamedAdapter) -> CatalogVersion:
+    if reference.version is not None or reference.alias is not None:
+        raise UnknownAdapter(f"there is no {reference}: what is loaded by hand has its bare name alone")
+    return version
 
 
 def _bare(adapter: CatalogAdapter) -> CatalogVersion:

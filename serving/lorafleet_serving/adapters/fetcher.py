@@ -25,15 +25,18 @@ from lorafleet_serving.adapters.messages import (
     FetchOrder,
     FetchResult,
     FetchUnchanged,
+    HandFetched,
+    HandOrder,
     KeepAdapters,
     Merged,
     MergeOrder,
     NotFetched,
     Order,
 )
-from lorafleet_serving.adapters.source import S3Source, StoredObject, stamp
+from lorafleet_serving.adapters.source import StoredObject, stamp
+from lorafleet_serving.adapters.sources import Sources
 from lorafleet_serving.adapters.tensor_header import read_header
-from lorafleet_serving.adapters.verification import read_document, verify_documents, verify_files
+from lorafleet_serving.adapters.verification import read_document, verify_by_hand, verify_documents, verify_files
 from lorafleet_serving.config import FetcherConfig
 from lorafleet_serving.exceptions import AdapterRefusal, AdapterTooLarge, FetchFailed, FilesGone, NoRoom
 
@@ -51,9 +54,7 @@ class Fetcher:
     def __init__(self, config: FetcherConfig, post: Callable[[FetcherEvent], None]) -> None:
         self._config = config
         self._post = post
-        self._source = S3Source(
-            config.s3_endpoint, config.fetch_concurrency, config.s3_buckets, limit_s=config.fetch_limit_s
-        )
+        self._source = Sources(config)
         self._disk = DiskTier(config.cache_dir, config.disk_bytes)
         # One flight per digest: versions that share their bytes download them once.
         self._flights: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -68,19 +69,20 @@ class Fetcher:
         """Hash an adapter's files again before they are next used."""
         self._disk.distrust(digest)
 
-    def execute(self, order: FetchOrder) -> None:
+    def execute(self, order: FetchOrder | HandOrder) -> None:
         """Run one order to its result."""
-        self._answer(order, lambda: self._fetch(order))
+        self._answer(order, lambda: self._fetch_by_hand(order) if isinstance(order, HandOrder) else self._fetch(order))
 
-    def take_at_hand(self, order: FetchOrder) -> bool:
+    def take_at_hand(self, order: FetchOrder | HandOrder) -> bool:
         """Run one order if what it asks for is on disk and good; never waits for S3, nor for a download."""
+        assert order.digest is not None, "only what was fetched once can be at hand"
         flight = self._flights[order.digest]
         if not flight.acquire(blocking=False):
             return False
         try:
-            found = self._on_disk(order)
+            found = self._found_by_hand(order) if isinstance(order, HandOrder) else self._on_disk(order)
         except Exception as error:  # S3 may have better, and if not, the order that asks there tells what is wrong.
-            _logger.warning("%s:%d cannot be taken from disk: %r", order.name, order.version, error)
+            _logger.warning("%s cannot be taken from disk: %r", order, error)
             return False
         finally:
             flight.release()
@@ -151,6 +153,23 @@ class Fetcher:
             error.stamp = mark
             raise
 
+    def _fetch_by_hand(self, order: HandOrder) -> HandFetched:
+        parts = self._adapter_parts(_in_adapter_folder(self._source.list(order.address)))
+        with self._disk.staging(_num_bytes(parts)) as staged:
+            self._download(parts, staged)
+            digest = verify_by_hand(staged, order, max_rank=self._config.max_rank)
+            with self._flights[digest]:
+                folder = self._disk.find(digest) or self._disk.admit(staged, digest)
+        self._tell_disk()
+        return HandFetched(order.order_id, str(folder), _num_elements(folder), digest)
+
+    def _found_by_hand(self, order: HandOrder) -> HandFetched | None:
+        assert order.digest is not None, "only what was fetched once can be at hand"
+        folder = self._disk.find(order.digest)
+        if folder is None:
+            return None
+        return HandFetched(order.order_id, str(folder), _num_elements(folder), order.digest)
+
     def _from_source(self, order: FetchOrder, objects: Objects) -> Fetched:
         manifest = self._read(objects, MANIFEST_FILE)
         report = self._read(objects, GATE_REPORT_FILE)
@@ -184,17 +203,14 @@ class Fetcher:
                 _logger.warning("another pod has been at adapter %s for %.0f s: it is not waited for", digest, limit_s)
             if self._disk.find(digest) is None:
                 began = time.monotonic()
-                self._download(digest, objects)
+                self._bring(digest, self._adapter_parts(objects))
                 download_s = time.monotonic() - began
         self._tell_disk()
         return download_s
 
-    def _download(self, digest: str, objects: Objects) -> None:
-        limits = {CONFIG_FILE: _DOCUMENT_LIMIT, WEIGHTS_FILE: self._config.max_adapter_bytes}
-        parts = {name: _require(objects, f"{ADAPTER_FOLDER}/{name}", limits[name]) for name in ADAPTER_FILES}
-        with self._disk.staging(sum(part.size for part in parts.values())) as staged:
-            for name, part in parts.items():
-                self._source.download(part, staged / name)
+    def _bring(self, digest: str, parts: Objects) -> None:
+        with self._disk.staging(_num_bytes(parts)) as staged:
+            self._download(parts, staged)
             verify_files(staged, digest)
             self._disk.admit(staged, digest)
 
@@ -204,6 +220,14 @@ class Fetcher:
         if digests != self._told:
             self._told = digests
             self._post(DiskChanged(digests, self._disk.usage()))
+
+    def _adapter_parts(self, objects: Objects) -> Objects:
+        limits = {CONFIG_FILE: _DOCUMENT_LIMIT, WEIGHTS_FILE: self._config.max_adapter_bytes}
+        return {name: _require(objects, f"{ADAPTER_FOLDER}/{name}", limits[name]) for name in ADAPTER_FILES}
+
+    def _download(self, parts: Objects, folder: Path) -> None:
+        for name, part in parts.items():
+            self._source.download(part, folder / name)
 
     def _verify(self, order: FetchOrder, manifest: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         key, max_rank = self._config.gate_key, self._config.max_rank
@@ -216,6 +240,17 @@ class Fetcher:
 
 def _num_elements(folder: Path) -> int:
     return sum(tensor.num_elements for tensor in read_header(folder / WEIGHTS_FILE).values())
+
+
+def _num_bytes(parts: Objects) -> int:
+    return sum(part.size for part in parts.values())
+
+
+def _in_adapter_folder(objects: Objects) -> Objects:
+    """An adapter's objects as a version has them; one that nobody registered may lie there bare, as PEFT writes it."""
+    if CONFIG_FILE not in objects:
+        return objects
+    return {f"{ADAPTER_FOLDER}/{name}": objects[name] for name in ADAPTER_FILES if name in objects}
 
 
 def _relevant(objects: Objects) -> dict[str, StoredObject]:

@@ -16,6 +16,7 @@ from lorafleet_serving.adapters.messages import (
     FetcherCommand,
     FetcherEvent,
     FetchOrder,
+    HandOrder,
     KeepAdapters,
     MergeOrder,
     StopFetcher,
@@ -49,9 +50,9 @@ def fetcher_main(pipe: Connection, config: FetcherConfig) -> None:
         except (EOFError, OSError):
             _exit_at_once()
         match command:
-            case FetchOrder(at_hand=True):
+            case FetchOrder(at_hand=True) | HandOrder(digest=str()):
                 shelf.submit(_take_or_fetch, fetcher, workers, command)
-            case FetchOrder():
+            case FetchOrder() | HandOrder():
                 workers.submit(fetcher.execute, command)
             case MergeOrder():
                 merger.submit(fetcher.merge, command)
@@ -63,7 +64,7 @@ def fetcher_main(pipe: Connection, config: FetcherConfig) -> None:
                 _exit_at_once()
 
 
-def _take_or_fetch(fetcher: Fetcher, workers: ThreadPoolExecutor, order: FetchOrder) -> None:
+def _take_or_fetch(fetcher: Fetcher, workers: ThreadPoolExecutor, order: FetchOrder | HandOrder) -> None:
     if not fetcher.take_at_hand(order):
         workers.submit(fetcher.execute, order)
 

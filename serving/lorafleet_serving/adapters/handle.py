@@ -18,6 +18,8 @@ from lorafleet_serving.adapters.messages import (
     FetcherReady,
     FetchOrder,
     FetchUnchanged,
+    HandFetched,
+    HandOrder,
     KeepAdapters,
     Merged,
     MergeOrder,
@@ -30,6 +32,8 @@ from lorafleet_serving.child import ChildProcess
 from lorafleet_serving.config import FetcherConfig
 from lorafleet_serving.exceptions import FetchFailed
 
+_Result = Fetched | HandFetched | Merged | None
+
 _MAX_CRASHES = 3
 """An order that was under way in this many crashes is given back: it may be what crashes the fetcher."""
 
@@ -37,7 +41,7 @@ _MAX_CRASHES = 3
 @dataclass
 class _Pending:
     order: Order
-    future: asyncio.Future[Fetched | Merged | None]
+    future: asyncio.Future[_Result]
     num_crashes: int = 0
 
 
@@ -83,6 +87,18 @@ class FetcherHandle:
         assert found is None or isinstance(found, Fetched), "a fetch was answered with something else"
         return found
 
+    async def fetch_by_hand(self, order: HandOrder) -> HandFetched:
+        """Have an adapter that is loaded by hand brought to disk and verified.
+
+        Raises:
+            AdapterRefusal: it must not be served as it is.
+            FetchFailed: it could not be fetched now.
+            NoRoom: the disk tier has no room for it now.
+        """
+        found = await self._order(replace(order, order_id=next(self._order_ids)))
+        assert isinstance(found, HandFetched), "a fetch by hand was answered with something else"
+        return found
+
     async def merge(self, recipe: MergeRecipe) -> Merged:
         """Have adapters of the disk tier merged.
 
@@ -95,8 +111,8 @@ class FetcherHandle:
         assert isinstance(found, Merged), "a merge was answered with something else"
         return found
 
-    async def _order(self, order: Order) -> Fetched | Merged | None:
-        future: asyncio.Future[Fetched | Merged | None] = asyncio.get_running_loop().create_future()
+    async def _order(self, order: Order) -> _Result:
+        future: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
         self._pending[order.order_id] = _Pending(order, future)
         if self.is_ready:
             self._child.send(order)
@@ -130,7 +146,7 @@ class FetcherHandle:
             case Fetched(order_id):
                 self._count(event)
                 self._resolve(order_id, event)
-            case Merged(order_id):
+            case HandFetched(order_id) | Merged(order_id):
                 self._resolve(order_id, event)
             case FetchUnchanged(order_id):
                 self._resolve(order_id, None)
@@ -148,7 +164,7 @@ class FetcherHandle:
             self.disk_counts.misses += 1
             self.disk_counts.note_load(fetched.source, fetched.download_s)
 
-    def _resolve(self, order_id: int, result: Fetched | Merged | Exception | None) -> None:
+    def _resolve(self, order_id: int, result: _Result | Exception) -> None:
         pending = self._pending.pop(order_id, None)
         if pending is None or pending.future.done():
             return  # Nobody waits any more.

@@ -30,6 +30,20 @@ class FetchOrder:
 
 
 @dataclass(frozen=True)
+class HandOrder:
+    """Bring an adapter to the disk tier that somebody loads by hand, and verify what can be verified without a gate."""
+
+    order_id: int
+    name: str
+    address: str
+    """Where its files are, themselves or in the folder `adapter`."""
+    base_names: tuple[str, ...]
+    """What its config may call the pod's base; empty takes any."""
+    digest: str | None = None
+    """What its files were found to be before; None at the first time."""
+
+
+@dataclass(frozen=True)
 class MergeOrder:
     """Merge adapters of the disk tier into one more."""
 
@@ -56,7 +70,7 @@ class StopFetcher:
     """Exit."""
 
 
-Order = FetchOrder | MergeOrder
+Order = FetchOrder | HandOrder | MergeOrder
 FetcherCommand = Order | KeepAdapters | DistrustAdapter | StopFetcher
 
 
@@ -93,6 +107,17 @@ class Fetched:
 
 
 @dataclass(frozen=True)
+class HandFetched:
+    """An adapter that is loaded by hand stands on disk."""
+
+    order_id: int
+    folder: str
+    num_elements: int
+    digest: str
+    """Of its files, as they were found."""
+
+
+@dataclass(frozen=True)
 class Merged:
     """A merged adapter stands on disk."""
 
@@ -125,4 +150,4 @@ class DiskChanged:
 
 
 FetchResult = Fetched | FetchUnchanged | NotFetched
-FetcherEvent = FetcherReady | DiskChanged | FetchResult | Merged
+FetcherEvent = FetcherReady | DiskChanged | FetchResult | HandFetched | Merged

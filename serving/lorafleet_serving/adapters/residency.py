@@ -15,7 +15,7 @@ from lorafleet_serving.adapters.artifacts import Artifacts
 from lorafleet_serving.adapters.catalog import CatalogVersion
 from lorafleet_serving.adapters.fetch_failures import FetchFailures
 from lorafleet_serving.adapters.host import AdapterFiles, HostTier
-from lorafleet_serving.adapters.messages import Fetched, Merged
+from lorafleet_serving.adapters.messages import Fetched, HandFetched, Merged
 from lorafleet_serving.engine.handle import EngineHandle
 from lorafleet_serving.engine.request import Tenant
 from lorafleet_serving.engine.waiting_limits import WaitingLimits
@@ -95,7 +95,7 @@ class Residency:
         """Somebody says that what could not be had may be there now: try when it is next asked for."""
         self._failures.forget(version)
 
-    def files(self, fetched: Fetched | Merged) -> AdapterFiles:
+    def files(self, fetched: Fetched | HandFetched | Merged) -> AdapterFiles:
         """Where what was fetched or merged is, and what it will take in the engine."""
         item_bytes = self._engine.facts.item_bytes if self._engine.facts is not None else 1
         return AdapterFiles(fetched.folder, fetched.num_elements * item_bytes)

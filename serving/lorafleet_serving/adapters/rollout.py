@@ -215,7 +215,7 @@ class Rollout:
             return False
         manifest = AdapterManifest.from_json(fetched.manifest)
         try:
-            await self._trial.run(version.digest, self._residency.files(fetched), manifest)
+            await self._trial.run(version.digest, self._residency.files(fetched), manifest.prompt)
         except AdapterRefusal as error:
             error.stamp = fetched.stamp
             raise

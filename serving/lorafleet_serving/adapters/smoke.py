@@ -25,13 +25,13 @@ class SmokeTest:
         self._tokenizer = tokenizer
         self._num_tokens = num_tokens
 
-    def encode(self, prompt: PromptBlock) -> tuple[int, ...]:
-        """Tokens of the prompt block's first example.
+    def encode(self, prompt: PromptBlock | None) -> tuple[int, ...]:
+        """Tokens of the prompt block's first example, or of a plain word.
 
         Raises:
             AdapterRefusal: the template does not render its own example.
         """
-        if not prompt.examples:
+        if prompt is None or not prompt.examples:
             return self._tokenizer.encode(_PLAIN_PROMPT)
         try:
             return self._tokenizer.encode_rendered(prompt.render(prompt.examples[0]), chat=prompt.chat)

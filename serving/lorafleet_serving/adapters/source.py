@@ -43,6 +43,8 @@ class StoredObject:
     key: str
     etag: str
     size: int
+    scheme: str = "s3"
+    """Of the source that reads it."""
 
 
 class S3Source:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from lorafleet_contract.manifest import AdapterManifest
+from lorafleet_contract.prompt import PromptBlock
 from lorafleet_serving.adapters.host import AdapterFiles, HostTier
 from lorafleet_serving.adapters.smoke import SmokeTest
 from lorafleet_serving.adapters.trial_memory import TrialMemory
@@ -28,15 +28,17 @@ class Trial:
         # One at a time, so that a crash of the engine is seldom put down to the wrong adapter.
         self._turn = asyncio.Lock()
 
-    async def run(self, digest: str, files: AdapterFiles, manifest: AdapterManifest) -> None:
+    async def run(self, digest: str, files: AdapterFiles, prompt: PromptBlock | None) -> None:
         """Load an adapter and generate with it, again after each death of the engine that it survives.
+
+        Asks the first example of its `prompt` block; one without gets a plain word.
 
         Raises:
             AdapterRefusal: it cannot be loaded, does not generate, or kills the engine.
             NoRoom: what is held leaves no room for it in the host tier.
         """
         async with self._turn:
-            token_ids = self._smoke.encode(manifest.prompt)
+            token_ids = self._smoke.encode(prompt)
             if digest not in self._passed:
                 await self._try(digest, files, token_ids)
                 self._passed.add(digest)

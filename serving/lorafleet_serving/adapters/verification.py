@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorafleet_contract.digest import adapter_digest
+from lorafleet_contract.digest import CONFIG_FILE, WEIGHTS_FILE, adapter_digest
 from lorafleet_contract.exceptions import InvalidManifest, SignatureInvalid
 from lorafleet_contract.manifest import AdapterManifest
 from lorafleet_contract.signature import verify
 from lorafleet_contract.states import GateStatus
-from lorafleet_serving.adapters.messages import FetchOrder
+from lorafleet_serving.adapters.lora_config import LoraConfig
+from lorafleet_serving.adapters.messages import FetchOrder, HandOrder
+from lorafleet_serving.adapters.tensor_header import read_header
 from lorafleet_serving.exceptions import AdapterRefusal
 
 
@@ -72,6 +74,31 @@ def verify_files(folder: Path, digest: str) -> None:
             f"the adapter's files have digest {found}, the registered one is {digest}: "
             "they are truncated or were changed after registration; upload them again or register a new version"
         )
+
+
+def verify_by_hand(folder: Path, order: HandOrder, *, max_rank: int) -> str:
+    """Check adapter files that nobody registered, as far as they tell by themselves; returns their digest.
+
+    Raises:
+        AdapterRefusal: they must not be served, or are others than before.
+    """
+    digest = adapter_digest(folder)
+    if order.digest not in (None, digest):
+        raise AdapterRefusal(f"the files at {order.address!r} are {digest} now, loaded was {order.digest}: load again")
+    config = LoraConfig.read(folder / CONFIG_FILE)
+    rank = max(config.r, *config.rank_pattern.values(), 1)
+    if rank > max_rank:
+        raise AdapterRefusal(f"rank is {rank}, the pod serves 1 to {max_rank}: raise --max-rank")
+    document = read_document((folder / CONFIG_FILE).read_bytes(), CONFIG_FILE)
+    told = str(document.get("base_model_name_or_path") or "")
+    # Where a base lies differs from machine to machine; what its folder is called seldom does.
+    if told and order.base_names and told.rstrip("/").rpartition("/")[2] not in order.base_names:
+        raise AdapterRefusal(
+            f"the adapter's config names the base {told[:200]!r}, this pod serves {' or '.join(order.base_names)}: "
+            "if they are the same, send base_model_name"
+        )
+    read_header(folder / WEIGHTS_FILE)  # Refuses what is no safetensors, before it takes a place in the tier.
+    return digest
 
 
 def _require_gate(report: Mapping[str, Any]) -> None:

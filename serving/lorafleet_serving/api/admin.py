@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import json
-import logging
 import time
 from collections import OrderedDict
 from typing import Any
@@ -23,12 +22,10 @@ from lorafleet_contract.webhook import (
 from lorafleet_serving.adapters.administration import AdminAction
 from lorafleet_serving.adapters.catalog import CatalogVersion
 from lorafleet_serving.api.asker import Asker
+from lorafleet_serving.api.audit import audited, check_admin
 from lorafleet_serving.api.schemas import RequestBody
-from lorafleet_serving.exceptions import Forbidden, InvalidRequest, ServingError, Unauthorized
+from lorafleet_serving.exceptions import Forbidden, InvalidRequest, Unauthorized
 from lorafleet_serving.report import report, report_version
-
-_audit = logging.getLogger("lorafleet_serving.audit")
-"""One JSON object for each thing that an administrator did or tried."""
 
 _MAX_CHARACTERS = 200
 """Of what names an adapter; the audit log repeats it."""
@@ -58,22 +55,14 @@ class AdminRoutes:
 
     async def adapters(self, request: Request) -> dict[str, Any]:
         """Every adapter with its versions, states and tiers."""
-        self._check_admin(request)
+        check_admin(self._asker, request)
         return report(self._pod).to_json()
 
     async def act(self, action: AdminAction, body: AdapterChoice, request: Request) -> dict[str, Any]:
         """Pin, unpin, evict or reload a version that is ready; answers with where it is then."""
-        self._check_admin(request)
-        outcome = "failed"
-        try:
+        check_admin(self._asker, request)
+        with audited(action, body.adapter):
             version = await self._act(action, body.adapter, request)
-            outcome = "done"
-        except ServingError as error:
-            outcome = str(error)
-            raise
-        finally:
-            told = {"action": action, "adapter": body.adapter, "by": "admin", "outcome": outcome}
-            _audit.info(json.dumps(told, ensure_ascii=True))
         return report_version(self._pod, version)
 
     async def _act(self, action: AdminAction, name: str, request: Request) -> CatalogVersion:
@@ -82,12 +71,6 @@ class AdminRoutes:
             raise InvalidRequest("adapter names the base model, which always is in memory", field="adapter")
         await self._pod.following.administration.act(action, version)
         return version
-
-    def _check_admin(self, request: Request) -> None:
-        if self._pod.config.admin_token is None:
-            raise Forbidden("admin routes are off: set LORAFLEET_ADMIN_TOKEN")
-        if not self._asker.is_admin(request):
-            raise Unauthorized("send the admin token: Authorization: Bearer <LORAFLEET_ADMIN_TOKEN>")
 
     async def webhook(self, request: Request) -> dict[str, str]:
         """A signed word that the registry changed; carries no state, only where to look."""

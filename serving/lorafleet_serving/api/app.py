@@ -10,6 +10,7 @@ from lorafleet_serving.api.body_limit import BodyLimit
 from lorafleet_serving.api.callers import KeyGuard
 from lorafleet_serving.api.embeddings import EmbeddingRoutes
 from lorafleet_serving.api.errors import install_handlers
+from lorafleet_serving.api.hand_loading import HandLoadingRoutes
 from lorafleet_serving.api.health import HealthRoutes
 from lorafleet_serving.api.lorax import LoraxRoutes
 from lorafleet_serving.api.metrics import PodMetrics
@@ -33,6 +34,7 @@ def create_app(pod: Pod) -> FastAPI:
     app.include_router(EmbeddingRoutes(asker).router)
     app.include_router(LoraxRoutes(asker).router)
     app.include_router(AdminRoutes(asker).router)
+    app.include_router(HandLoadingRoutes(asker).router)
     app.include_router(HealthRoutes(pod, metrics).router)
     install_document(app)
     return app

@@ -317,7 +317,7 @@ def _own_template(version: ServedAdapter | None) -> str | None:
 
 def _prompt_block(version: ServedAdapter | None) -> PromptBlock:
     if version is None or version.manifest is None:
-        who = "the base model" if version is None else "a merged adapter"
+        who = "the base model" if version is None else "an adapter that is merged or loaded by hand"
         raise InvalidRequest(
             f"variables fill an adapter's template, and {who} has none: name an adapter or send a prompt",
             field="variables",

@@ -20,11 +20,13 @@ from lorafleet_serving.exceptions import (
     AdapterWithdrawn,
     AnswerLost,
     BodyTooLong,
+    CannotLoad,
     ClientGone,
     DeadlineExceeded,
     Forbidden,
     GenerationFailed,
     InvalidRequest,
+    NameTaken,
     NoRoom,
     PodUnavailable,
     PromptTooLong,
@@ -60,9 +62,12 @@ class _Answer:
 
 
 _ANSWERS: dict[type[Exception], _Answer] = {
+    # As vLLM answers, whose route this is.
+    CannotLoad: _Answer(400, "InvalidUserInput", "validation"),
     Unauthorized: _Answer(401, "authentication_error", "unauthorized"),
     Forbidden: _Answer(403, "permission_error", "forbidden"),
     UnknownAdapter: _Answer(404, "not_found_error", "not_found"),
+    NameTaken: _Answer(409, "conflict_error", "name_taken"),
     AdapterInUse: _Answer(409, "conflict_error", "in_use", retry_after_s=1),
     AdapterNotReady: _Answer(409, "conflict_error", "not_ready", retry_after_s=1),
     AdapterWithdrawn: _Answer(410, "gone_error", "withdrawn"),

@@ -91,9 +91,10 @@ class LoraxRoutes:
             "classify is not served: the base model writes text, and this needs one that labels tokens", field="inputs"
         )
 
-    async def info(self) -> Json:
+    async def info(self, request: Request) -> Json:
         """What is served, and within which limits."""
         config, limit, facts = self._pod.config, self._pod.max_model_len, self._pod.facts
+        caller = self._asker.callers.onlooker(request.headers)
         return {
             "model_id": config.base_id,
             "model_sha": self._pod.base_digest,
@@ -115,6 +116,7 @@ class LoraxRoutes:
             "sha": None,
             "docker_label": None,
             "request_logger_url": None,
+            "adapters_loaded_by_hand": [name for name in sorted(self._pod.catalog.by_hand) if caller.may_ask(name)],
         }
 
     async def tokenize(self, body: TokenizeRequest, request: Request) -> Response:

@@ -119,3 +119,4 @@ class Info(AnswerBody):
     sha: str | None
     docker_label: str | None
     request_logger_url: str | None
+    adapters_loaded_by_hand: list[str]

@@ -227,7 +227,8 @@ class ModelEntry(AnswerBody):
     digest: str
     state: str
     max_model_len: int | None = Field(None, description="Of the base model")
-    version: int = Field(0, description="Of an adapter")
+    version: int = Field(0, description="Of an adapter of the registry")
+    loaded_by_hand: bool = Field(False, description="Whether it is in no registry")
 
 
 class ModelList(AnswerBody):

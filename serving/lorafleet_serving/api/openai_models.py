@@ -45,6 +45,10 @@ class ModelRoutes:
                 entry = _entry(name, root=version.address or version.registered.source, parent=config.base_id)
                 facts = {"version": adapter.serving, "digest": version.digest, "state": version.state.value}
                 entries.append(entry | facts)
+        for name, version in sorted(self._pod.catalog.by_hand.items()):
+            # What is at an address is the administrator's to know.
+            entry = _entry(name, root=name, parent=config.base_id)
+            entries.append(entry | {"digest": version.digest, "state": "ready", "loaded_by_hand": True})
         caller = self._callers.onlooker(request.headers)
         return [entry for entry in entries if caller.may_ask(entry["id"])]
 

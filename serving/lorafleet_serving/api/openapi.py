@@ -25,10 +25,12 @@ from lorafleet_serving.exceptions import (
     AdapterNotReady,
     AdapterWithdrawn,
     BodyTooLong,
+    CannotLoad,
     DeadlineExceeded,
     Forbidden,
     GenerationFailed,
     InvalidRequest,
+    NameTaken,
     NoRoom,
     PodUnavailable,
     PromptTooLong,
@@ -106,6 +108,14 @@ _ROUTES: dict[tuple[str, str], _Route] = {
     ("get", "/v1/adapters"): _Route(PodReport, (Unauthorized, Forbidden)),
     ("post", "/v1/adapters/{action}"): _Route(
         VersionReport, (*_BODY_ERRORS, *_ADAPTER_ERRORS, AdapterInUse, QueueFull, PodUnavailable)
+    ),
+    ("post", "/v1/load_lora_adapter"): _Route(
+        None, (*_BODY_ERRORS, Forbidden, CannotLoad, NameTaken, NoRoom, PodUnavailable), text="text/plain"
+    ),
+    ("post", "/v1/unload_lora_adapter"): _Route(
+        None,
+        (*_BODY_ERRORS, Forbidden, CannotLoad, NameTaken, UnknownAdapter, PodUnavailable),
+        text="text/plain",
     ),
     ("post", "/v1/registry/webhook"): _Route(pod.DeliveryTaken, (Unauthorized, Forbidden, BodyTooLong, InvalidRequest)),
     ("get", "/"): _Route(pod.Health, unready=pod.EngineDown),
@@ -240,7 +250,7 @@ def _failures(path: str, route: _Route, components: _Components) -> Json:
 
 def _add_request(method: str, path: str, operation: Json, components: _Components) -> None:
     """What a route reads off the request beside its body."""
-    if path.startswith("/v1/adapters"):
+    if path.startswith("/v1/adapters") or path.endswith("load_lora_adapter"):
         operation["security"] = [{_ADMIN: []}]
     elif path == "/v1/registry/webhook":
         operation["requestBody"] = {

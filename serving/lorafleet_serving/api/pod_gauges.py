@@ -138,7 +138,7 @@ class PodGauges(Collector):
             labels=("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
         )
         names = ",".join(sorted(resident)), ",".join(sorted(busy - resident))
-        family.add_metric((str(len(catalog.adapters)), *names), time.time())
+        family.add_metric((str(len(catalog.adapters) + len(catalog.by_hand)), *names), time.time())
         return family
 
     def _counter(self, name: str, text: str, value: float) -> Metric:

@@ -47,7 +47,7 @@ def start(model: Path, folder: Path) -> tuple[Trial, CountedSmoke]:
 
 
 async def run(trial: Trial) -> None:
-    await trial.run(DIGEST, AdapterFiles("folder", 1), MANIFEST)
+    await trial.run(DIGEST, AdapterFiles("folder", 1), MANIFEST.prompt)
 
 
 async def test_what_passed_is_not_tried_again_at_the_next_start(tiny_model: Path, tmp_path: Path) -> None:
