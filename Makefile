@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Processes that share the tests; each keeps a core busy, and has its own S3 and MLflow server.
 WORKERS ?= 2
+FAULTS ?= tests
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test faults soak check fix bench
@@ -28,8 +29,8 @@ demo: $(STAMP) ## From a dataset to a promoted adapter that answers over REST
 test: $(STAMP) ## Every test that needs neither a GPU nor half an hour
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not gpu and not soak"
 
-faults: $(STAMP) ## Inject every fault, twenty times each
-	LORAFLEET_FAULT_REPEATS=20 $(BIN)/pytest -m faults
+faults: $(STAMP) ## Inject every fault, twenty times each; FAULTS=tests/serving those of one folder
+	LORAFLEET_FAULT_REPEATS=20 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "faults and not soak" $(FAULTS)
 
 soak: $(STAMP) ## Thousands of requests, of random API calls and scheduler steps, and what memory they leave
 	$(BIN)/pytest -m soak --timeout=3600

@@ -35,6 +35,8 @@ class FetcherConfig:
     """Buckets that adapters are read from; empty allows all that the credentials do."""
     local_roots: tuple[Path, ...] = ()
     """Folders of this machine that adapters are read from, at any depth; empty reads none."""
+    registry: RegistryEndpoint | None = None
+    """The MLflow server through which artifacts are read that it serves itself."""
     disk_bytes: int = 20 * GIB
     max_adapter_bytes: int = 2 * GIB
     fetch_concurrency: int = 4
@@ -247,10 +249,11 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.en
         raise InvalidSetting("model is not set: give the folder of the base model with --model or LORAFLEET_BASE_MODEL")
     home = Path(environment.get("LORAFLEET_HOME") or Path.home() / ".lorafleet")
     given[FetcherConfig].setdefault("cache_dir", home / "cache")
+    registry, gate_key = _registry(options["registry_url"], environment), environment.get("LORAFLEET_GATE_KEY") or None
     return PodConfig(
         engine=EngineConfig(model=Path(model), **given[EngineConfig]),
-        fetcher=FetcherConfig(gate_key=environment.get("LORAFLEET_GATE_KEY") or None, **given[FetcherConfig]),
-        registry=_registry(options["registry_url"], environment),
+        fetcher=FetcherConfig(gate_key=gate_key, registry=registry, **given[FetcherConfig]),
+        registry=registry,
         admin_token=environment.get("LORAFLEET_ADMIN_TOKEN") or None,
         webhook_secret=environment.get("LORAFLEET_WEBHOOK_SECRET") or None,
         **given[PodConfig],

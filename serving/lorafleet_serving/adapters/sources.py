@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lorafleet_serving.adapters.local_source import LocalSource
+from lorafleet_serving.adapters.mlflow_source import SCHEME, MLflowSource
 from lorafleet_serving.adapters.source import S3Source, StoredObject
 from lorafleet_serving.config import FetcherConfig
 
@@ -34,13 +35,15 @@ class Sources:
 
     def __init__(self, config: FetcherConfig) -> None:
         limit_s = config.fetch_limit_s
+        self._mlflow = MLflowSource(config.registry, limit_s=limit_s)
         self._local = LocalSource(config.local_roots, limit_s=limit_s)
         self._s3 = S3Source(config.s3_endpoint, config.fetch_concurrency, config.s3_buckets, limit_s=limit_s)
 
     def list(self, address: str) -> dict[str, StoredObject]:
         """See `Source`."""
-        is_local = address.startswith(("file:", "/"))
-        return self._local.list(address) if is_local else self._s3.list(address)
+        if address.startswith(("file:", "/")):
+            return self._local.list(address)
+        return self._mlflow.list(address) if address.startswith(f"{SCHEME}:") else self._s3.list(address)
 
     def read(self, stored: StoredObject) -> bytes:
         """See `Source`."""
@@ -51,4 +54,10 @@ class Sources:
         self._of(stored).download(stored, target)
 
     def _of(self, stored: StoredObject) -> Source:
-        return self._local if stored.scheme == "file" else self._s3
+        match stored.scheme:
+            case "file":
+                return self._local
+            case "mlflow-artifacts":
+                return self._mlflow
+            case _:
+                return self._s3

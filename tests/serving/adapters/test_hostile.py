@@ -162,24 +162,30 @@ def _is_refused(pod: PodProcess, name: str) -> bool | None:
     return (version is not None and version.state in (ServeState.REFUSED, ServeState.FAILED)) or None
 
 
+@pytest.mark.faults
 def test_hostile_files_are_refused_and_harm_nothing(
-    victim: PodProcess, resident: Registered, registry: RegistryHand, tiny_adapter: SourceFactory, tmp_path: Path
+    victim: PodProcess,
+    resident: Registered,
+    registry: RegistryHand,
+    tiny_adapter: SourceFactory,
+    tmp_path: Path,
+    name: str,
 ) -> None:
     before, children = answer(victim), victim.child_pids()
     good = tiny_adapter(3)
     hostile = {}
-    for name, spoil in hostile_files().items():
-        folder = tmp_path / name
+    for kind, spoil in hostile_files().items():
+        folder = tmp_path / kind
         shutil.copytree(good.folder, folder)
         spoil(folder)
         # All that a pod checks before it reads them is right: digest, signature and gate.
-        hostile[name] = registry.register(f"hostile-{name}", replace(good, folder=folder))
+        hostile[kind] = registry.register(f"{name}-{kind}", replace(good, folder=folder))
     assert len(hostile) >= 50
     for registered in hostile.values():
         registry.promote(registered)
-    for name, registered in hostile.items():
+    for kind, registered in hostile.items():
         refused = victim.wait_state(registered.name, 1, ServeState.REFUSED)
-        assert refused.error, name
+        assert refused.error, kind
         assert victim.http.post("/v1/completions", json={"model": registered.name, "prompt": "a"}).status_code == 409
     assert victim.child_pids() == children, "a process died of it"
     assert answer(victim) == before

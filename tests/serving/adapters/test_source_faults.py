@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import threading
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ import httpx
 import pytest
 
 from lorafleet_contract.states import ServeState
+from lorafleet_contract.webhook import DELIVERY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, webhook_signature
 from lorafleet_serving.client import PodUnreachable
 from tests.services import RunningMLflow
 from tests.serving.conftest import SourceFactory
@@ -202,6 +206,22 @@ def test_a_process_killed_at_any_moment_of_a_promotion_loses_nothing(
     beset.heal(fresh)
     with beset.unaffected():
         pass
+
+
+@pytest.mark.parametrize("skew_s", [-400, 400])
+def test_what_a_skewed_clock_has_signed_is_refused_and_polling_serves_all_the_same(
+    beset: Beset, fresh: Registered, skew_s: int
+) -> None:
+    beset.registry.promote(fresh)
+    body = json.dumps({"data": {"name": fresh.name}}).encode()
+    delivery, timestamp = uuid.uuid4().hex, str(int(time.time()) + skew_s)
+    headers = {DELIVERY_HEADER: delivery, TIMESTAMP_HEADER: timestamp}
+    headers[SIGNATURE_HEADER] = webhook_signature(body, delivery, timestamp, WEBHOOK_SECRET)
+    answer = beset.pod.http.post("/v1/registry/webhook", content=body, headers=headers)
+    assert answer.status_code == 401
+    assert "check the clocks" in answer.text
+    beset.pod.wait_serving(fresh.name, fresh.version)
+    beset.check_conserved()
 
 
 def test_a_disk_that_is_full_is_told_and_taken_again_once_it_is_not(
