@@ -90,7 +90,7 @@ class AnswerTraining:
             optimizer.zero_grad()
         else:
             raise RuntimeError(f"{answer!r} was not learnt in {_MOST_STEPS} steps: the loss is {loss.item():.3f}")
-        self._model.save_pretrained(str(folder))
+        self._model.save_pretrained(str(folder), save_embedding_layers=False)
 
     def _begin_anew(self) -> None:
         for name, weight in self._model.named_parameters():
