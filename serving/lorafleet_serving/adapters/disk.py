@@ -82,10 +82,11 @@ class DiskTier:
                 os.utime(folder)
                 yield folder
                 return
-        _logger.warning("adapter %s was damaged on disk: removed", digest)
-        # Although others may use it: what they read is not what they want.
-        with locked(self._accounts), suppress(FileNotFoundError):
-            self._member.throw_away(folder)
+            _logger.warning("adapter %s was damaged on disk: it is not used", digest)
+            with locked(self._accounts):
+                if lock.is_of(folder):  # Another process that found it damaged may have brought it anew.
+                    # Although others may use it: what they read is not what they want.
+                    self._member.throw_away(folder)
         self._member.empty_trash()
         yield None
 

@@ -25,6 +25,13 @@ class DiskLock:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
+    def is_of(self, path: Path) -> bool:
+        """Whether a path still leads to what is locked, and not to nothing, or to what came into its place."""
+        try:
+            return os.path.samestat(path.stat(), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return False
+
     def close(self) -> None:
         """Let it go."""
         os.close(self._descriptor)
@@ -66,9 +73,14 @@ def share(path: Path) -> DiskLock | None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Have a file alone, which is made where it is missing, after whoever has it."""
+    """Have a file alone, which is made where it is missing, after whoever has it.
+
+    Raises:
+        FileNotFoundError: its folder is gone, or it was removed while it was waited for.
+    """
     lock = _lock(path, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
-    assert lock is not None, f"{path} was removed while it was locked"
+    if lock is None:
+        raise FileNotFoundError(f"{path} was removed under a pod that runs: start it again")
     with lock:
         yield
 
@@ -96,22 +108,15 @@ def _lock(path: Path, flags: int, operation: int) -> DiskLock | None:
         descriptor = os.open(path, flags, 0o600)
     except FileNotFoundError:
         return None
+    lock = DiskLock(descriptor)
     try:
         fcntl.flock(descriptor, operation)
-        if _leads_to(path, descriptor):
-            return DiskLock(descriptor)
+        if lock.is_of(path):  # It may have been moved or removed before it was locked.
+            return lock
     except BlockingIOError:
         pass  # Others have it.
     except BaseException:
-        os.close(descriptor)
+        lock.close()
         raise
-    os.close(descriptor)
+    lock.close()
     return None
-
-
-def _leads_to(path: Path, descriptor: int) -> bool:
-    """Whether what was opened is still there, and was not moved or removed before it was locked."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

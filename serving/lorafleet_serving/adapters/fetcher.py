@@ -44,6 +44,7 @@ _logger = logging.getLogger(__name__)
 
 _DOCUMENT_LIMIT = 1 << 20
 """Longest manifest, report or adapter config in bytes."""
+_GONE = "its files have left the disk tier already: raise --disk-bytes"
 
 Objects = Mapping[str, StoredObject]
 
@@ -180,7 +181,7 @@ class Fetcher:
             self._disk.save_documents(order.name, order.version, {"manifest": manifest, "report": report})
             with self._disk.use(order.digest) as folder:
                 if folder is None:
-                    raise FilesGone("its files have left the disk tier already: raise --disk-bytes")
+                    raise FilesGone(_GONE)
                 source = Tier.DISK if download_s is None else urlsplit(order.address).scheme
                 files = str(folder), _num_elements(folder)
                 return Fetched(order.order_id, *files, manifest, stamp(objects), source, download_s or 0.0)
@@ -239,7 +240,10 @@ class Fetcher:
 
 
 def _num_elements(folder: Path) -> int:
-    return sum(tensor.num_elements for tensor in read_header(folder / WEIGHTS_FILE).values())
+    try:
+        return sum(tensor.num_elements for tensor in read_header(folder / WEIGHTS_FILE).values())
+    except FileNotFoundError as error:  # Pods that share the folder may need its place at once.
+        raise FilesGone(_GONE) from error
 
 
 def _num_bytes(parts: Objects) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from lorafleet_contract.digest import CONFIG_FILE, WEIGHTS_FILE, adapter_digest
 from lorafleet_serving.adapters.disk import DiskTier
+from lorafleet_serving.adapters.disk_lock import locked
 from lorafleet_serving.exceptions import NoRoom
 
 SIZE = 1000
@@ -174,3 +177,40 @@ def test_what_is_wanted_need_not_be_written_for_a_pod_to_go_on(
     shutil.rmtree(tmp_path / "staging")
     tier.keep(frozenset({"sha256:any"}))
     assert "cannot be written" in caplog.text
+
+
+def test_what_another_pod_has_mended_meanwhile_is_not_removed_as_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = _put(DiskTier(tmp_path, 10 * SIZE), 1)
+    folder = tmp_path / "adapters" / digest.removeprefix("sha256:")
+    (folder / WEIGHTS_FILE).write_bytes(b"short")
+    tier, other = DiskTier(tmp_path, 10 * SIZE), DiskTier(tmp_path, 10 * SIZE)
+    is_found_out = threading.Event()
+
+    def notice(record: logging.LogRecord) -> bool:
+        is_found_out.set()
+        return True
+
+    monkeypatch.setattr(logging.getLogger("lorafleet_serving.adapters.disk"), "filters", [notice])
+    late = threading.Thread(target=tier.find, args=(digest,))
+    with other.staging(SIZE) as staged:
+        (staged / CONFIG_FILE).write_bytes(b"{}")
+        (staged / WEIGHTS_FILE).write_bytes(bytes([1]) * (SIZE - 2))
+        with locked(tmp_path / "accounts"):
+            late.start()
+            assert is_found_out.wait(10.0)
+            folder.rename(staged.with_name("trash-damaged"))
+            staged.rename(folder)
+        late.join()
+    assert other.find(digest) == folder
+    assert tier.find(digest) == folder
+    tier.check_integrity()
+
+
+def test_a_folder_that_was_removed_under_a_pod_is_told_as_such(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    tier = DiskTier(root, SIZE)
+    shutil.rmtree(root)
+    with pytest.raises(FileNotFoundError, match="start it again"), tier.staging(SIZE):
+        pass

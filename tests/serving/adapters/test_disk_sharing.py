@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from lorafleet_contract.digest import base_digest
+from lorafleet_pipeline.stack.ports import free_port
+from lorafleet_serving.adapters.disk import DiskTier
 from lorafleet_serving.adapters.fetcher import Fetcher
-from lorafleet_serving.adapters.messages import Fetched, FetcherEvent, FetchOrder
+from lorafleet_serving.adapters.messages import Fetched, FetcherEvent, FetchOrder, HandOrder, NotFetched
 from lorafleet_serving.config import FetcherConfig
+from lorafleet_serving.exceptions import FilesGone
 from tests.services import RunningS3
 from tests.serving.adapters.disk_process import DiskProcess
 from tests.serving.conftest import PodFactory, SourceFactory
@@ -93,6 +97,24 @@ def test_one_that_does_not_come_to_an_end_holds_up_nobody_for_ever(config: Fetch
     frozen.kill()
 
 
+def test_what_another_pod_evicts_at_once_is_told_as_gone(
+    config: FetcherConfig, order: FetchOrder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admit = DiskTier.admit
+
+    def admit_and_evict(tier: DiskTier, staged: Path, digest: str) -> Path:
+        folder = admit(tier, staged, digest)
+        DiskTier(config.cache_dir, 1)  # A pod that has room for nothing.
+        return folder
+
+    monkeypatch.setattr(DiskTier, "admit", admit_and_evict)
+    events: list[FetcherEvent] = []
+    by_hand = HandOrder(2, "by-hand", order.address, base_names=())
+    Fetcher(config, events.append).execute(by_hand)
+    (refused,) = [event for event in events if isinstance(event, NotFetched)]
+    assert isinstance(refused.error, FilesGone)
+
+
 def test_a_second_pod_on_a_folder_serves_what_the_first_has_brought(
     pod: PodProcess,
     pod_factory: PodFactory,
@@ -114,3 +136,13 @@ def test_a_second_pod_on_a_folder_serves_what_the_first_has_brought(
     third = pod_factory("--cache-dir", str(pod.cache), "--pod-id", name)
     assert third.wait_exit() != 0
     assert "--pod-id" in third.log.read_text()
+    # Whoever comes when that one was killed has the name, and needs no S3 for what is on disk.
+    own_name = second.client.report().pod_id
+    second.signal(signal.SIGKILL)
+    second.wait_exit()
+    away = f"http://127.0.0.1:{free_port()}"
+    heir = pod_factory("--cache-dir", str(pod.cache), "--pod-id", own_name, "--s3-endpoint", away)
+    heir.wait_serving(registered.name, 1)
+    heir.wait_ready()
+    assert heir.client.complete(registered.name, "the cat", max_tokens=4).text == answers[0].text
+    assert len(list(pod.cache.glob("pods/*/catalog.json"))) == 2
